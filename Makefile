@@ -1,0 +1,110 @@
+# Needs only make, Python 3.11 or newer and a way to PyPI. `make` alone lists the targets.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+ARGS ?=
+
+PACKAGES := chroma_router router shard_node
+TYPED := $(PACKAGES) $(wildcard tests) tools
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- environment ---------------------------------------------------------------------------------
+
+.PHONY: venv
+venv: $(VENV)/.project-stamp ## make .venv from requirements.lock (PYTHON=python3 chooses the interpreter)
+
+$(VENV)/.lock-stamp: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11: say make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --require-hashes -r requirements.lock
+	@touch $@
+
+$(VENV)/.project-stamp: $(VENV)/.lock-stamp pyproject.toml
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: lock
+lock: ## resolve the dependencies anew into requirements.lock (ARGS=--upgrade takes newer versions)
+	$(PYTHON) -m venv .lock-venv
+	.lock-venv/bin/python -m pip --disable-pip-version-check install --quiet uv
+	.lock-venv/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
+		--fork-strategy fewest --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command "make lock" --quiet --output-file requirements.lock $(ARGS)
+	rm -rf .lock-venv
+	@sed -e "s/ ; python_full_version < '3.15' and (sys_platform == 'darwin' or sys_platform == 'linux') / /" \
+		-e "s/ ; python_full_version < '3.15' and / ; /" requirements.lock > requirements.lock.tmp
+	@mv requirements.lock.tmp requirements.lock
+	@! grep -nE '://|^-|file:' requirements.lock || \
+		{ echo "requirements.lock names a place of this machine" >&2; exit 1; }
+
+# --- checks --------------------------------------------------------------------------------------
+
+.PHONY: check
+check: lint types imports proto-lint proto-breaking proto-check ## all static checks: what CI runs before the tests
+
+.PHONY: lint
+lint: venv ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+.PHONY: types
+types: venv ## mypy --strict
+	$(BIN)/mypy $(TYPED)
+
+.PHONY: imports
+imports: venv ## import-linter: who may import whom
+	$(BIN)/lint-imports --no-logo
+
+.PHONY: proto-lint
+proto-lint: venv ## buf: lint and format of the contract
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+
+.PHONY: proto-breaking
+proto-breaking: venv ## buf: no breaking change of the contract (ARGS=commit chooses what to compare with)
+	$(BIN)/python tools/proto_breaking.py $(ARGS)
+
+.PHONY: proto-check
+proto-check: venv ## the generated code agrees with proto/
+	$(BIN)/python tools/gen_proto.py --check
+
+.PHONY: fmt
+fmt: venv ## format Python and the contract, mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/buf format --write
+
+# --- tests ---------------------------------------------------------------------------------------
+
+.PHONY: test
+test: venv ## all tests (ARGS="-k name" and the like are handed to pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-unit
+test-unit: venv ## the tests that start no process or server
+	$(BIN)/python -m pytest -m "not integration" $(ARGS)
+
+# --- work ----------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: venv ## three shards, real documents, a few questions; no download
+	$(BIN)/chroma-router demo $(ARGS)
+
+.PHONY: proto
+proto: venv ## generate chroma_router/v1 from proto/
+	$(BIN)/python tools/gen_proto.py
+
+.PHONY: clean
+clean: ## remove .venv, caches and build results
+	rm -rf $(VENV) .lock-venv requirements.lock.tmp build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
