@@ -1,0 +1,280 @@
+from chroma_router.v1 import types_pb2 as _types_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class OperationKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OPERATION_KIND_UNSPECIFIED: _ClassVar[OperationKind]
+    OPERATION_KIND_ADD: _ClassVar[OperationKind]
+    OPERATION_KIND_UPDATE: _ClassVar[OperationKind]
+    OPERATION_KIND_UPSERT: _ClassVar[OperationKind]
+    OPERATION_KIND_DELETE: _ClassVar[OperationKind]
+OPERATION_KIND_UNSPECIFIED: OperationKind
+OPERATION_KIND_ADD: OperationKind
+OPERATION_KIND_UPDATE: OperationKind
+OPERATION_KIND_UPSERT: OperationKind
+OPERATION_KIND_DELETE: OperationKind
+
+class HelloRequest(_message.Message):
+    __slots__ = ("cluster_id", "shard", "protocol_version", "router_version")
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ROUTER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    cluster_id: str
+    shard: str
+    protocol_version: int
+    router_version: str
+    def __init__(self, cluster_id: _Optional[str] = ..., shard: _Optional[str] = ..., protocol_version: _Optional[int] = ..., router_version: _Optional[str] = ...) -> None: ...
+
+class HelloResponse(_message.Message):
+    __slots__ = ("boot_id", "protocol_version", "node_version", "format_version", "high_sequence")
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    NODE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    HIGH_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    boot_id: str
+    protocol_version: int
+    node_version: str
+    format_version: int
+    high_sequence: int
+    def __init__(self, boot_id: _Optional[str] = ..., protocol_version: _Optional[int] = ..., node_version: _Optional[str] = ..., format_version: _Optional[int] = ..., high_sequence: _Optional[int] = ...) -> None: ...
+
+class CollectionDefinition(_message.Message):
+    __slots__ = ("collection", "database_id", "created_at", "version")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    DATABASE_ID_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    collection: _types_pb2.Collection
+    database_id: str
+    created_at: int
+    version: int
+    def __init__(self, collection: _Optional[_Union[_types_pb2.Collection, _Mapping]] = ..., database_id: _Optional[str] = ..., created_at: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...
+
+class SetOwnershipRequest(_message.Message):
+    __slots__ = ("definition", "owned_slots", "boot_id")
+    DEFINITION_FIELD_NUMBER: _ClassVar[int]
+    OWNED_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    definition: CollectionDefinition
+    owned_slots: bytes
+    boot_id: str
+    def __init__(self, definition: _Optional[_Union[CollectionDefinition, _Mapping]] = ..., owned_slots: _Optional[bytes] = ..., boot_id: _Optional[str] = ...) -> None: ...
+
+class SetOwnershipResponse(_message.Message):
+    __slots__ = ("high_sequence", "configuration_json", "schema_json")
+    HIGH_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURATION_JSON_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_JSON_FIELD_NUMBER: _ClassVar[int]
+    high_sequence: int
+    configuration_json: str
+    schema_json: str
+    def __init__(self, high_sequence: _Optional[int] = ..., configuration_json: _Optional[str] = ..., schema_json: _Optional[str] = ...) -> None: ...
+
+class DropCollectionRequest(_message.Message):
+    __slots__ = ("collection_id", "epoch")
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    epoch: int
+    def __init__(self, collection_id: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class DropCollectionResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Operation(_message.Message):
+    __slots__ = ("collection_id", "epoch", "kind", "request_id", "index", "records", "ids", "sequences", "where", "where_document")
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    WHERE_FIELD_NUMBER: _ClassVar[int]
+    WHERE_DOCUMENT_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    epoch: int
+    kind: OperationKind
+    request_id: str
+    index: int
+    records: _containers.RepeatedScalarFieldContainer[bytes]
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    sequences: _containers.RepeatedScalarFieldContainer[int]
+    where: str
+    where_document: str
+    def __init__(self, collection_id: _Optional[str] = ..., epoch: _Optional[int] = ..., kind: _Optional[_Union[OperationKind, str]] = ..., request_id: _Optional[str] = ..., index: _Optional[int] = ..., records: _Optional[_Iterable[bytes]] = ..., ids: _Optional[_Iterable[str]] = ..., sequences: _Optional[_Iterable[int]] = ..., where: _Optional[str] = ..., where_document: _Optional[str] = ...) -> None: ...
+
+class ApplyRequest(_message.Message):
+    __slots__ = ("operations",)
+    OPERATIONS_FIELD_NUMBER: _ClassVar[int]
+    operations: _containers.RepeatedCompositeFieldContainer[Operation]
+    def __init__(self, operations: _Optional[_Iterable[_Union[Operation, _Mapping]]] = ...) -> None: ...
+
+class OperationResult(_message.Message):
+    __slots__ = ("refused_reason", "message", "deleted", "node_epoch")
+    REFUSED_REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    NODE_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    refused_reason: str
+    message: str
+    deleted: int
+    node_epoch: int
+    def __init__(self, refused_reason: _Optional[str] = ..., message: _Optional[str] = ..., deleted: _Optional[int] = ..., node_epoch: _Optional[int] = ...) -> None: ...
+
+class ApplyResponse(_message.Message):
+    __slots__ = ("results", "apply_microseconds", "boot_id")
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    APPLY_MICROSECONDS_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[OperationResult]
+    apply_microseconds: int
+    boot_id: str
+    def __init__(self, results: _Optional[_Iterable[_Union[OperationResult, _Mapping]]] = ..., apply_microseconds: _Optional[int] = ..., boot_id: _Optional[str] = ...) -> None: ...
+
+class ShardQueryRequest(_message.Message):
+    __slots__ = ("collection_id", "epoch", "embeddings", "n_results", "filter", "include")
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
+    N_RESULTS_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    epoch: int
+    embeddings: _containers.RepeatedScalarFieldContainer[bytes]
+    n_results: int
+    filter: _types_pb2.Filter
+    include: _containers.RepeatedScalarFieldContainer[_types_pb2.Include]
+    def __init__(self, collection_id: _Optional[str] = ..., epoch: _Optional[int] = ..., embeddings: _Optional[_Iterable[bytes]] = ..., n_results: _Optional[int] = ..., filter: _Optional[_Union[_types_pb2.Filter, _Mapping]] = ..., include: _Optional[_Iterable[_Union[_types_pb2.Include, str]]] = ...) -> None: ...
+
+class ShardQueryResult(_message.Message):
+    __slots__ = ("ids", "distances", "hits")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    DISTANCES_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    distances: _containers.RepeatedScalarFieldContainer[float]
+    hits: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, ids: _Optional[_Iterable[str]] = ..., distances: _Optional[_Iterable[float]] = ..., hits: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class ShardQueryResponse(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[ShardQueryResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[ShardQueryResult, _Mapping]]] = ...) -> None: ...
+
+class Position(_message.Message):
+    __slots__ = ("sequence", "id")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    id: str
+    def __init__(self, sequence: _Optional[int] = ..., id: _Optional[str] = ...) -> None: ...
+
+class ShardGetRequest(_message.Message):
+    __slots__ = ("collection_id", "epoch", "filter", "after", "limit", "keys_only", "include", "max_bytes")
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    KEYS_ONLY_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    epoch: int
+    filter: _types_pb2.Filter
+    after: Position
+    limit: int
+    keys_only: bool
+    include: _containers.RepeatedScalarFieldContainer[_types_pb2.Include]
+    max_bytes: int
+    def __init__(self, collection_id: _Optional[str] = ..., epoch: _Optional[int] = ..., filter: _Optional[_Union[_types_pb2.Filter, _Mapping]] = ..., after: _Optional[_Union[Position, _Mapping]] = ..., limit: _Optional[int] = ..., keys_only: _Optional[bool] = ..., include: _Optional[_Iterable[_Union[_types_pb2.Include, str]]] = ..., max_bytes: _Optional[int] = ...) -> None: ...
+
+class ShardGetResponse(_message.Message):
+    __slots__ = ("ids", "sequences", "records", "more")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    sequences: _containers.RepeatedScalarFieldContainer[int]
+    records: _containers.RepeatedScalarFieldContainer[bytes]
+    more: bool
+    def __init__(self, ids: _Optional[_Iterable[str]] = ..., sequences: _Optional[_Iterable[int]] = ..., records: _Optional[_Iterable[bytes]] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class ShardCountRequest(_message.Message):
+    __slots__ = ("collection_id", "epoch")
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    epoch: int
+    def __init__(self, collection_id: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class ShardCountResponse(_message.Message):
+    __slots__ = ("count",)
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    def __init__(self, count: _Optional[int] = ...) -> None: ...
+
+class GetShardStatsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetShardStatsResponse(_message.Message):
+    __slots__ = ("shard", "cluster_id", "boot_id", "node_version", "data_bytes", "memory_bytes", "holdings")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DATA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOLDINGS_FIELD_NUMBER: _ClassVar[int]
+    shard: str
+    cluster_id: str
+    boot_id: str
+    node_version: str
+    data_bytes: int
+    memory_bytes: int
+    holdings: _containers.RepeatedCompositeFieldContainer[HoldingStats]
+    def __init__(self, shard: _Optional[str] = ..., cluster_id: _Optional[str] = ..., boot_id: _Optional[str] = ..., node_version: _Optional[str] = ..., data_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., holdings: _Optional[_Iterable[_Union[HoldingStats, _Mapping]]] = ...) -> None: ...
+
+class HoldingStats(_message.Message):
+    __slots__ = ("collection_id", "epoch", "slots", "records", "unowned_records")
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    UNOWNED_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    epoch: int
+    slots: int
+    records: int
+    unowned_records: int
+    def __init__(self, collection_id: _Optional[str] = ..., epoch: _Optional[int] = ..., slots: _Optional[int] = ..., records: _Optional[int] = ..., unowned_records: _Optional[int] = ...) -> None: ...
+
+class ListHoldingsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListHoldingsResponse(_message.Message):
+    __slots__ = ("definition", "owned_slots", "dropped")
+    DEFINITION_FIELD_NUMBER: _ClassVar[int]
+    OWNED_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    definition: CollectionDefinition
+    owned_slots: bytes
+    dropped: bool
+    def __init__(self, definition: _Optional[_Union[CollectionDefinition, _Mapping]] = ..., owned_slots: _Optional[bytes] = ..., dropped: _Optional[bool] = ...) -> None: ...
