@@ -1,0 +1,36 @@
+"""The bounds of what one request may ask for. The numbers are those of the contract's comments."""
+
+from dataclasses import dataclass, fields
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds, each inclusive. Raises ValueError for one below 1."""
+
+    max_batch_records: int = 5_461
+    """Records in one write: what Chroma's engine takes, from SQLite's limit on variables."""
+    max_id_bytes: int = 65_536
+    max_dimension: int = 65_535
+    max_request_id_bytes: int = 128
+    max_filter_ids: int = 100_000
+    max_where_bytes: int = 1 * MIB
+    """Bytes of each of `where` and `where_document`."""
+    max_where_nesting: int = 127
+    """JSON objects and arrays inside one another; the engine's JSON parser refuses the 128th."""
+    max_query_embeddings: int = 1_000
+    max_results: int = 100_000
+    """Hits for each query embedding."""
+    max_page_records: int = 5_000
+    max_page_bytes: int = 8 * MIB
+    max_shard_get_records: int = 1_000_000
+    """Rows that a router asks of a shard at once."""
+    max_apply_bytes: int = 32 * MIB
+    """Bytes of one group of operations on its way to a shard."""
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            value = getattr(self, limit.name)
+            if value < 1:
+                raise ValueError(f"{limit.name} must be at least 1, got {value}")
