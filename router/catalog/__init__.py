@@ -1,0 +1,23 @@
+"""The durable store of tenants, databases, collections, shards and slot maps: the only truth."""
+
+from router.catalog.codec import Metadata, NewCollection
+from router.catalog.maintenance import backup, check
+from router.catalog.rebuild import NodeHoldings, RebuiltCatalog, behind, rebuild, write_rebuilt
+from router.catalog.schema import DEFAULT_DATABASE, DEFAULT_DATABASE_ID, DEFAULT_TENANT
+from router.catalog.sqlite_catalog import Catalog
+
+__all__ = [
+    "DEFAULT_DATABASE",
+    "DEFAULT_DATABASE_ID",
+    "DEFAULT_TENANT",
+    "Catalog",
+    "Metadata",
+    "NewCollection",
+    "NodeHoldings",
+    "RebuiltCatalog",
+    "backup",
+    "behind",
+    "check",
+    "rebuild",
+    "write_rebuilt",
+]
