@@ -1,0 +1,194 @@
+"""The router process: builds its parts, serves until it is told to stop, and ends them in order.
+
+The only module that knows how everything is put together.
+"""
+
+import asyncio
+import signal
+from collections.abc import Callable, Sequence
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from chroma_router.v1 import catalog_pb2, cluster_pb2, records_pb2, views_pb2
+from chroma_router.wire.errors import ClusterError, NotAllowed
+from router.catalog import Catalog
+from router.cluster import Cluster
+from router.core.limits import Limits
+from router.core.sequence import SequenceClock
+from router.directory import Directory
+from router.reaper import Reaper
+from router.scatter import ReadPath
+from router.service.catalog import CatalogService
+from router.service.cluster import ClusterService
+from router.service.handlers import Handler, unary
+from router.service.records import RecordService
+from router.settings import RouterSettings
+from router.shard_client import MAX_MESSAGE_BYTES
+from router.write_path import WritePath
+
+log = structlog.get_logger(__name__)
+
+MAX_CONCURRENT_CALLS = 8192
+"""Calls under way at once; more are refused with RESOURCE_EXHAUSTED by gRPC itself."""
+
+SERVER_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Two routers must not share a port by accident: the second would take half of the calls.
+    ("grpc.so_reuseport", 0),
+    # Clients may ping as often as our own does; a client that vanished is noticed.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+
+Parse = Callable[[bytes], Message]
+
+
+async def serve(
+    settings: RouterSettings,
+    shards: Sequence[tuple[str, str]],
+    ready: Callable[[str, int], None],
+) -> None:
+    """Serves until SIGTERM or SIGINT, then drains and returns.
+
+    `shards` are names and addresses to add to the catalog or to change there; `ready` is called
+    with the address and the number of shards once calls are answered. Raises ClusterError when it
+    cannot start: catalog unreadable or behind a node, port in use.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    catalog = await Catalog.open(settings.catalog)
+    try:
+        await _register(catalog, shards)
+        async with asyncio.TaskGroup() as tasks:
+            await _serve(settings, catalog, tasks, stop, ready)
+    except* ClusterError as failures:
+        raise failures.exceptions[0] from None
+    finally:
+        await catalog.close()
+
+
+async def _register(catalog: Catalog, shards: Sequence[tuple[str, str]]) -> None:
+    """Writes the shards that were named at start into the catalog."""
+    known = {entry.name: entry for entry in await catalog.shards()}
+    for name, address in shards:
+        if name not in known:
+            await catalog.add_shard(name, address)
+        elif known[name].address != address:
+            await catalog.set_shard_address(known[name], address)
+
+
+async def _serve(
+    settings: RouterSettings,
+    catalog: Catalog,
+    tasks: asyncio.TaskGroup,
+    stop: asyncio.Event,
+    ready: Callable[[str, int], None],
+) -> None:
+    limits = Limits()
+    clock = SequenceClock()
+    cluster = Cluster(catalog, settings, clock, tasks)
+    cluster.connect(await catalog.shards())
+    reaper_task: asyncio.Task[None] | None = None
+    try:
+        await cluster.check_catalog()
+        directory = Directory(catalog, cluster)
+        reaper = Reaper(catalog, cluster)
+        reaper_task = tasks.create_task(reaper.run(), name="reaper")
+        writes = WritePath(catalog, cluster, directory, clock)
+        server, health_servicer = _grpc_server(
+            settings,
+            RecordService(directory, writes, ReadPath(cluster, directory), limits),
+            CatalogService(catalog, cluster, directory, reaper),
+            ClusterService(
+                catalog, cluster, directory, reaper, limits, allow_reset=settings.allow_reset
+            ),
+        )
+        address = _bind(server, settings.listen)
+        await server.start()
+        ready(address, len(cluster.names))
+        log.info("serving", grpc=address, shards=len(cluster.names))
+        await stop.wait()
+        log.info("draining", grace_seconds=settings.shutdown_grace_seconds)
+        await health_servicer.enter_graceful_shutdown()
+        await server.stop(settings.shutdown_grace_seconds)
+    finally:
+        if reaper_task is not None:
+            reaper_task.cancel()
+        await cluster.drain(settings.shutdown_grace_seconds)
+    log.info("stopped")
+
+
+def _bind(server: grpc.aio.Server, listen: str) -> str:
+    """Binds the server; the address with the real port."""
+    host, _, _ = listen.rpartition(":")
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise NotAllowed(
+            f"cannot listen on {listen}: the port is in use or the address is not this machine's; "
+            "choose another with --listen HOST:PORT"
+        )
+    return f"{host}:{port}"
+
+
+def _grpc_server(
+    settings: RouterSettings,
+    records: RecordService,
+    catalog: CatalogService,
+    cluster: ClusterService,
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+    services = {
+        records_pb2.DESCRIPTOR.services_by_name["RecordService"]: records,
+        catalog_pb2.DESCRIPTOR.services_by_name["CatalogService"]: catalog,
+        cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"]: cluster,
+    }
+    server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS)
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    for descriptor, service in services.items():
+        handlers = {}
+        for method in descriptor.methods:
+            handler: Handler[Message, Message] = getattr(service, _snake(method.name))
+            handlers[method.name] = unary(
+                handler, _parser(method.input_type), settings.request_timeout_seconds
+            )
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(descriptor.full_name, handlers),)
+        )
+    names = [descriptor.full_name for descriptor in services]
+    reflection.enable_server_reflection(
+        [
+            *names,
+            health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+            reflection.SERVICE_NAME,
+        ],
+        server,
+    )
+    return server, health_servicer
+
+
+_VIEWS = {"AddRequest", "UpsertRequest", "UpdateRequest"}
+"""Requests that are parsed by their view: their records stay bytes."""
+
+
+def _parser(descriptor: object) -> Parse:
+    name: str = descriptor.name  # type: ignore[attr-defined]
+    if name in _VIEWS:
+        return views_pb2.WriteRequestView.FromString
+    parse: Parse = descriptor._concrete_class.FromString  # type: ignore[attr-defined]
+    return parse
+
+
+def _snake(name: str) -> str:
+    """The Python name of a method: GetVersion is get_version."""
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")

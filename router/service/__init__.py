@@ -1,0 +1,1 @@
+"""The gRPC services that applications and operators call."""

@@ -1,0 +1,253 @@
+"""CatalogService: tenants, databases and collections, kept in the catalog and told to the nodes."""
+
+import json
+import time
+import uuid
+from collections.abc import Mapping
+from typing import cast
+
+from chroma_router.v1 import catalog_pb2, types_pb2
+from chroma_router.wire.errors import ClusterError, InvalidRequest, NotAllowed, NotFound, Reason
+from chroma_router.wire.records import metadata_from_wire
+from router.catalog import Catalog, Metadata, NewCollection
+from router.cluster import Cluster
+from router.core.model import CollectionEntry, DatabaseEntry
+from router.core.placement import home_shards
+from router.core.slot_map import SlotMap
+from router.core.validate import (
+    check_collection_metadata,
+    check_collection_name,
+    check_database_name,
+    check_tenant_name,
+)
+from router.directory import (
+    DEFAULT_DATABASE,
+    DEFAULT_TENANT,
+    Directory,
+    checked_json,
+    collection_message,
+)
+from router.reaper import Reaper
+
+FIRST_EPOCH = 1
+
+
+class CatalogService:
+    """The calls of CatalogService, free of gRPC."""
+
+    def __init__(
+        self, catalog: Catalog, cluster: Cluster, directory: Directory, reaper: Reaper
+    ) -> None:
+        self._catalog = catalog
+        self._cluster = cluster
+        self._directory = directory
+        self._reaper = reaper
+
+    async def create_tenant(
+        self, request: catalog_pb2.CreateTenantRequest, _deadline: float
+    ) -> catalog_pb2.CreateTenantResponse:
+        """Makes a tenant."""
+        check_tenant_name(request.name)
+        await self._catalog.create_tenant(request.name)
+        return catalog_pb2.CreateTenantResponse(tenant=catalog_pb2.Tenant(name=request.name))
+
+    async def get_tenant(
+        self, request: catalog_pb2.GetTenantRequest, _deadline: float
+    ) -> catalog_pb2.GetTenantResponse:
+        """Finds a tenant."""
+        name = await self._catalog.get_tenant(request.name)
+        return catalog_pb2.GetTenantResponse(tenant=catalog_pb2.Tenant(name=name))
+
+    async def create_database(
+        self, request: catalog_pb2.CreateDatabaseRequest, _deadline: float
+    ) -> catalog_pb2.CreateDatabaseResponse:
+        """Makes a database."""
+        check_database_name(request.name)
+        entry = await self._catalog.create_database(request.name, request.tenant or DEFAULT_TENANT)
+        return catalog_pb2.CreateDatabaseResponse(database=_database(entry))
+
+    async def get_database(
+        self, request: catalog_pb2.GetDatabaseRequest, _deadline: float
+    ) -> catalog_pb2.GetDatabaseResponse:
+        """Finds a database."""
+        entry = await self._catalog.get_database(request.name, request.tenant or DEFAULT_TENANT)
+        return catalog_pb2.GetDatabaseResponse(database=_database(entry))
+
+    async def list_databases(
+        self, request: catalog_pb2.ListDatabasesRequest, _deadline: float
+    ) -> catalog_pb2.ListDatabasesResponse:
+        """Lists the databases of a tenant."""
+        entries = await self._catalog.list_databases(
+            request.tenant or DEFAULT_TENANT,
+            request.limit if request.HasField("limit") else None,
+            request.offset,
+        )
+        return catalog_pb2.ListDatabasesResponse(databases=[_database(e) for e in entries])
+
+    async def delete_database(
+        self, request: catalog_pb2.DeleteDatabaseRequest, _deadline: float
+    ) -> catalog_pb2.DeleteDatabaseResponse:
+        """Deletes a database: first its collections, then itself."""
+        tenant = request.tenant or DEFAULT_TENANT
+        await self._catalog.get_database(request.name, tenant)
+        for entry in await self._catalog.list_collections(tenant, request.name, None, 0):
+            await self._delete(entry)
+        await self._catalog.remove_database(request.name, tenant)
+        return catalog_pb2.DeleteDatabaseResponse()
+
+    async def create_collection(
+        self, request: catalog_pb2.CreateCollectionRequest, _deadline: float
+    ) -> catalog_pb2.CreateCollectionResponse:
+        """Makes a collection, in the catalog first and then on its shards."""
+        check_collection_name(request.name)
+        check_collection_metadata(request.metadata)
+        checked_json(request.configuration_json, "configuration_json")
+        checked_json(request.schema_json, "schema_json")
+        if request.configuration_json and request.schema_json:
+            raise InvalidRequest(
+                "configuration_json and schema_json: a collection takes one of them, not both"
+            )
+        if not self._cluster.names:
+            raise NotAllowed(
+                "the cluster has no shards; start the router with `--shard NAME=ADDRESS`",
+                Reason.NO_SHARDS,
+            )
+        collection_id = str(uuid.uuid4())
+        homes = home_shards(collection_id, self._cluster.names, request.placement_shards)
+        new = NewCollection(
+            id=collection_id,
+            name=request.name,
+            tenant=request.tenant or DEFAULT_TENANT,
+            database=request.database or DEFAULT_DATABASE,
+            metadata=_metadata(request.metadata),
+            configuration_json=request.configuration_json,
+            schema_json=request.schema_json,
+            placement_shards=request.placement_shards,
+            created_at=time.time_ns() // 1000,
+            slot_map=SlotMap.deal(FIRST_EPOCH, homes),
+        )
+        entry, created = await self._catalog.create_collection(new, request.get_or_create)
+        try:
+            entry = await self._directory.described(entry)
+        except ClusterError:
+            if created:
+                # The engine refused the configuration, or no shard is there: as if never made.
+                await self._delete(entry)
+            raise
+        self._directory.remember(entry)
+        return catalog_pb2.CreateCollectionResponse(
+            collection=collection_message(entry), created=created
+        )
+
+    async def get_collection(
+        self, request: catalog_pb2.GetCollectionRequest, _deadline: float
+    ) -> catalog_pb2.GetCollectionResponse:
+        """Finds a collection, as the catalog has it now."""
+        entry = await self._current(request.collection)
+        return catalog_pb2.GetCollectionResponse(collection=collection_message(entry))
+
+    async def list_collections(
+        self, request: catalog_pb2.ListCollectionsRequest, _deadline: float
+    ) -> catalog_pb2.ListCollectionsResponse:
+        """Lists the collections of a database."""
+        entries = await self._catalog.list_collections(
+            request.tenant or DEFAULT_TENANT,
+            request.database or DEFAULT_DATABASE,
+            request.limit if request.HasField("limit") else None,
+            request.offset,
+        )
+        return catalog_pb2.ListCollectionsResponse(
+            collections=[collection_message(entry) for entry in entries]
+        )
+
+    async def count_collections(
+        self, request: catalog_pb2.CountCollectionsRequest, _deadline: float
+    ) -> catalog_pb2.CountCollectionsResponse:
+        """Counts the collections of a database."""
+        count = await self._catalog.count_collections(
+            request.tenant or DEFAULT_TENANT, request.database or DEFAULT_DATABASE
+        )
+        return catalog_pb2.CountCollectionsResponse(count=count)
+
+    async def update_collection(
+        self, request: catalog_pb2.UpdateCollectionRequest, _deadline: float
+    ) -> catalog_pb2.UpdateCollectionResponse:
+        """Changes a collection in the catalog, then on the shards that answer."""
+        entry = await self._current(request.collection)
+        changes: dict[str, object] = {}
+        if request.HasField("new_name"):
+            check_collection_name(request.new_name)
+            changes["name"] = request.new_name
+        if request.replace_metadata:
+            check_collection_metadata(request.new_metadata)
+            changes["metadata"] = _metadata(request.new_metadata)
+        if request.new_configuration_json:
+            update = checked_json(request.new_configuration_json, "new_configuration_json") or {}
+            changes["configuration_json"] = merged_configuration(entry.configuration_json, update)
+        if changes:
+            entry = await self._change(entry, changes)
+        return catalog_pb2.UpdateCollectionResponse(collection=collection_message(entry))
+
+    async def delete_collection(
+        self, request: catalog_pb2.DeleteCollectionRequest, _deadline: float
+    ) -> catalog_pb2.DeleteCollectionResponse:
+        """Deletes a collection."""
+        await self._delete(await self._current(request.collection))
+        return catalog_pb2.DeleteCollectionResponse()
+
+    async def _change(self, before: CollectionEntry, changes: dict[str, object]) -> CollectionEntry:
+        """Changes the catalog, then the shards; taken back if the engine refuses the change."""
+        entry = await self._catalog.update_collection(before, **changes)  # type: ignore[arg-type]
+        try:
+            await self._directory.push(entry)
+        except InvalidRequest:
+            back = {name: getattr(before, name) for name in changes}
+            entry = await self._catalog.update_collection(entry, **back)
+            raise
+        finally:
+            self._directory.remember(entry)
+        return entry
+
+    async def _current(self, ref: types_pb2.CollectionRef) -> CollectionEntry:
+        """A collection as the catalog has it now, not as this router remembers it."""
+        if ref.WhichOneof("collection") == "id":
+            return await self._directory.refresh(ref.id)
+        return await self._directory.resolve(ref)
+
+    async def _delete(self, entry: CollectionEntry) -> None:
+        """DESIGN.md: catalog to DELETING, nodes drop and remember, then the catalog forgets."""
+        try:
+            doomed = await self._catalog.begin_delete(entry.id)
+        except NotFound:
+            return  # another request was quicker
+        self._directory.forget(entry.id)
+        await self._reaper.reap(doomed)
+
+
+def merged_configuration(current_json: str, update: dict[str, object]) -> str:
+    """Chroma's collection configuration with an update merged in; raises InvalidRequest for a part
+    that cannot be changed."""
+    current = checked_json(current_json, "configuration_json") or {}
+    fixed = {"space", "ef_construction", "max_neighbors"}
+    for part, value in update.items():
+        if not isinstance(value, dict) or not isinstance(current.get(part), dict):
+            current[part] = value
+            continue
+        for key, new in value.items():
+            if part == "hnsw" and key in fixed and current[part].get(key) != new:
+                raise InvalidRequest(
+                    f"configuration hnsw.{key} cannot be changed after a collection is created; "
+                    "make another collection and copy the records"
+                )
+            if new is not None:
+                current[part][key] = new
+    return json.dumps(current, separators=(",", ":"), sort_keys=True)
+
+
+def _metadata(wire: Mapping[str, types_pb2.MetadataValue]) -> Metadata | None:
+    """Collection metadata that was checked to hold no arrays; None for none."""
+    return cast(Metadata, metadata_from_wire(wire)) or None
+
+
+def _database(entry: DatabaseEntry) -> catalog_pb2.Database:
+    return catalog_pb2.Database(id=entry.id, name=entry.name, tenant=entry.tenant)
