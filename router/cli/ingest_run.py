@@ -1,0 +1,191 @@
+"""Sends batches of lines to a router: a few at a time, repeated until they are in or time is up.
+
+Each batch keeps its request id over its repeats, so that it takes effect once. A batch that is
+refused as invalid is halved until the guilty line is alone. Two batches with an id in common are
+never under way at once, so the later line wins.
+"""
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from chroma_router.v1 import types_pb2, views_pb2
+from chroma_router.wire.errors import (
+    ClusterError,
+    DeadlineExpired,
+    InvalidRequest,
+    OutcomeUnknown,
+    Overloaded,
+    Reason,
+    Stale,
+    Unavailable,
+)
+from chroma_router.wire.request_id import RANDOM_BYTES, new_request_id
+from router.cli.command import Failed
+from router.cli.ingest_lines import BadLine, Batch, Line
+from router.cli.link import RouterLink
+from router.core.retry import backoff
+from router.rate_cap import RateCap
+
+ATTEMPT_SECONDS = 60.0
+"""Deadline of one try."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+
+OnBad = Callable[[BadLine], None]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has come of the lines so far."""
+
+    stored: int = 0
+    rejected: int = 0
+    batches: int = 0
+    retries: int = 0
+    position: int = 0
+    """How many bytes of the file, as they lie on the disk, have been dealt with at least."""
+
+
+@dataclass(slots=True)
+class Sender:
+    """Upserts batches into one collection."""
+
+    link: RouterLink
+    collection: types_pb2.CollectionRef
+    concurrency: int
+    timeout: float
+    """Seconds for which one batch is tried again."""
+    rate: RateCap | None
+    on_bad: OnBad
+    """Takes a bad line; raises to stop there."""
+    tally: Tally = field(default_factory=Tally)
+    _in_flight: dict[asyncio.Task[None], set[str]] = field(default_factory=dict)
+    _failures: list[Exception] = field(default_factory=list)
+
+    async def send_all(self, batches: Iterator[Batch]) -> None:
+        """Sends every batch. Raises what ends it: Failed or a ClusterError.
+
+        What is under way then is finished first, so that the tally is true.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            while not self._failures:
+                batch = await asyncio.to_thread(next, batches, None)
+                if batch is None:
+                    break
+                try:
+                    for bad in batch.bad:
+                        self._reject(bad)
+                except Failed as failure:
+                    self._failures.append(failure)
+                    break
+                if batch.lines:
+                    ids = {line.id for line in batch.lines}
+                    await self._wait_for_room(ids)
+                    if self.rate is not None:
+                        await self.rate.take(len(batch.lines))
+                    task = tasks.create_task(self._send_batch(batch.lines))
+                    self._in_flight[task] = ids
+                    task.add_done_callback(self._landed)
+                self.tally.position = batch.position
+        if self._failures:
+            raise self._failures[0]
+
+    async def _send_batch(self, lines: Sequence[Line]) -> None:
+        try:
+            await self._send(lines)
+        except (Failed, ClusterError) as failure:
+            self._failures.append(failure)
+
+    def _landed(self, task: asyncio.Task[None]) -> None:
+        del self._in_flight[task]
+
+    async def _wait_for_room(self, ids: set[str]) -> None:
+        """Until fewer than `concurrency` batches are under way and none has one of these ids."""
+        while len(self._in_flight) >= self.concurrency or any(
+            not ids.isdisjoint(others) for others in self._in_flight.values()
+        ):
+            await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _send(self, lines: Sequence[Line]) -> None:
+        try:
+            await self._upsert(lines)
+        except InvalidRequest as refusal:
+            fits = _fitting(lines, refusal)
+            if fits is not None:
+                good, guilty = fits
+                for line in guilty:
+                    self._reject(BadLine(line.number, line.text, refusal.message))
+                if good:
+                    await self._send(good)
+            elif len(lines) == 1:
+                self._reject(BadLine(lines[0].number, lines[0].text, refusal.message))
+            else:
+                middle = len(lines) // 2
+                await self._send(lines[:middle])
+                await self._send(lines[middle:])
+
+    def _reject(self, line: BadLine) -> None:
+        self.on_bad(line)
+        self.tally.rejected += 1
+
+    async def _upsert(self, lines: Sequence[Line]) -> None:
+        """One write, repeated. Raises what is final (InvalidRequest); Failed at the timeout."""
+        view = views_pb2.WriteRequestView(
+            collection=self.collection,
+            records=[line.record for line in lines],
+            request_id=_request_id(),
+        )
+        give_up = time.monotonic() + self.timeout
+        attempt = 0
+        while True:
+            left = max(give_up - time.monotonic(), 0.1)
+            try:
+                await self.link.call(self.link.upsert_view, view, min(ATTEMPT_SECONDS, left))
+            except OutcomeUnknown as error:
+                # Past the retry window the old identity is void; an upsert may be done again.
+                view.request_id = _request_id()
+                failure: ClusterError = error
+            except (Unavailable, Overloaded, DeadlineExpired, Stale) as error:
+                if error.reason is Reason.ANSWER_TOO_LARGE:
+                    raise
+                failure = error
+            else:
+                self.tally.stored += len(lines)
+                self.tally.batches += 1
+                return
+            pause = failure.retry_after
+            if pause is None:
+                pause = backoff(attempt, _FIRST_PAUSE, _LONGEST_PAUSE, random.random())
+            if time.monotonic() + pause >= give_up:
+                raise Failed(
+                    f"lines {lines[0].number} to {lines[-1].number} could not be stored within "
+                    f"{self.timeout:.0f} s: {failure.message}; run it again when that is mended, "
+                    "what is stored already stays as it is"
+                )
+            attempt += 1
+            self.tally.retries += 1
+            await asyncio.sleep(pause)
+
+
+def _fitting(
+    lines: Sequence[Line], refusal: InvalidRequest
+) -> tuple[list[Line], list[Line]] | None:
+    """Lines with the collection's dimension and those with another, where that was the reason."""
+    expected = refusal.metadata.get("expected")
+    if refusal.reason is not Reason.DIMENSION_MISMATCH or expected is None:
+        return None
+    size = 4 * int(expected)
+    good: list[Line] = []
+    guilty: list[Line] = []
+    for line in lines:
+        fits = len(types_pb2.Record.FromString(line.record).embedding) == size
+        (good if fits else guilty).append(line)
+    return (good, guilty) if guilty else None
+
+
+def _request_id() -> str:
+    return new_request_id(time.time_ns() // 1_000_000, os.urandom(RANDOM_BYTES))

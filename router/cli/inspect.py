@@ -1,0 +1,193 @@
+"""`status`, `shards list`, `version` and `healthcheck`: how a cluster is."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from router.cli.command import (
+    DEFAULT_ROUTER,
+    Failed,
+    JsonOption,
+    RouterOption,
+    command,
+    run,
+)
+from router.cli.output import bytes_text, print_json, print_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from chroma_router.v1 import cluster_pb2
+
+_COLUMNS = ("shard", "state", "records", "share", "data", "memory", "queue")
+_NUMERIC = ("records", "share", "data", "memory", "queue", "shards", "slots")
+
+
+@command
+def status(router: RouterOption = DEFAULT_ROUTER, as_json: JsonOption = False) -> None:
+    """Show how the cluster is: its shards and its collections.
+
+    \b
+    Example:
+      chroma-router status --router 127.0.0.1:50051
+    """
+    answer = run(_status(router))
+    shards = _shards(answer.shards)
+    collections = _collections(answer.shards)
+    if as_json:
+        print_json(
+            {
+                "cluster_id": answer.cluster_id,
+                "router_version": answer.router_version,
+                "uptime_seconds": answer.uptime_seconds,
+                "records": answer.records,
+                "collection_count": answer.collections,
+                "shards": shards,
+                "collections": collections,
+            }
+        )
+        return
+    print(
+        f"cluster {answer.cluster_id}, {answer.records:,} records in {answer.collections} "
+        f"collections, router {answer.router_version} up for {answer.uptime_seconds:.0f} s"
+    )
+    print_table("shards", _COLUMNS, _rows(shards), numeric=_NUMERIC)
+    _print_problems(shards)
+    rows = [(c["name"], c["id"], f"{c['records']:,}", str(len(c["shards"]))) for c in collections]
+    print_table("collections", ("collection", "id", "records", "shards"), rows, numeric=_NUMERIC)
+
+
+async def _status(router: str) -> "cluster_pb2.GetStatusResponse":
+    from chroma_router.v1 import cluster_pb2
+    from router.cli.link import RouterLink
+
+    async with RouterLink(router) as link:
+        return await link.call(link.cluster.GetStatus, cluster_pb2.GetStatusRequest())
+
+
+@command
+def list_shards(router: RouterOption = DEFAULT_ROUTER, as_json: JsonOption = False) -> None:
+    """Show the shards: what they hold and how they are.
+
+    \b
+    Example:
+      chroma-router shards list --json
+    """
+    shards = _shards(run(_list_shards(router)).shards)
+    if as_json:
+        print_json({"shards": shards})
+    else:
+        columns = (*_COLUMNS, "address")
+        rows = [(*r, s["address"]) for r, s in zip(_rows(shards), shards, strict=True)]
+        print_table("", columns, rows, numeric=_NUMERIC, long=("address",))
+        _print_problems(shards)
+
+
+async def _list_shards(router: str) -> "cluster_pb2.ListShardsResponse":
+    from chroma_router.v1 import cluster_pb2
+    from router.cli.link import RouterLink
+
+    async with RouterLink(router) as link:
+        return await link.call(link.cluster.ListShards, cluster_pb2.ListShardsRequest())
+
+
+def _shards(shards: "Iterable[cluster_pb2.Shard]") -> list[dict[str, Any]]:
+    from chroma_router.v1.cluster_pb2 import ShardState
+
+    found = list(shards)
+    total = sum(shard.records for shard in found)
+    return [
+        {
+            "name": shard.name,
+            "state": ShardState.Name(shard.state).removeprefix("SHARD_STATE_").lower(),
+            "records": shard.records,
+            "share": shard.records / total if total else 0.0,
+            "data_bytes": shard.data_bytes,
+            "memory_bytes": shard.memory_bytes,
+            "queued_operations": shard.queued_operations,
+            "queued_bytes": shard.queued_bytes,
+            "address": shard.address,
+            "problem": shard.problem,
+        }
+        for shard in found
+    ]
+
+
+def _rows(shards: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    return [
+        (
+            shard["name"],
+            shard["state"],
+            f"{shard['records']:,}",
+            f"{shard['share']:.1%}",
+            bytes_text(shard["data_bytes"]),
+            bytes_text(shard["memory_bytes"]),
+            f"{shard['queued_operations']} ({bytes_text(shard['queued_bytes'])})",
+        )
+        for shard in shards
+    ]
+
+
+def _print_problems(shards: list[dict[str, Any]]) -> None:
+    for shard in shards:
+        if shard["problem"]:
+            print(f"{shard['name']}: {shard['problem']}")
+
+
+def _collections(shards: "Iterable[cluster_pb2.Shard]") -> list[dict[str, Any]]:
+    """The collections that the shards hold, by name, with their records on each shard."""
+    found: dict[str, dict[str, Any]] = {}
+    for shard in shards:
+        for part in shard.collections:
+            entry = found.setdefault(
+                part.collection_id,
+                {"name": part.name, "id": part.collection_id, "records": 0, "shards": {}},
+            )
+            entry["records"] += part.records
+            entry["shards"][shard.name] = {"records": part.records, "slots": part.slots}
+    return sorted(found.values(), key=lambda entry: (entry["name"], entry["id"]))
+
+
+@command
+def version() -> None:
+    """Show the versions of this program and of the Chroma it is built on.
+
+    \b
+    Example:
+      chroma-router version
+    """
+    from chroma_router.wire.version import CHROMA_VERSION, VERSION
+
+    print(f"chroma-router {VERSION} (chroma {CHROMA_VERSION})")
+
+
+@command
+def healthcheck(
+    router: RouterOption = DEFAULT_ROUTER,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait.")] = 5.0,
+) -> None:
+    """Ask a router or a shard node over the gRPC health protocol: exit code 0 if it serves.
+
+    \b
+    Example:
+      chroma-router healthcheck --router 127.0.0.1:50061
+    """
+    state = run(_health(router, timeout))
+    print(state)
+    if state != "SERVING":
+        raise Failed(f"{router} is {state}")
+
+
+async def _health(router: str, timeout: float) -> str:
+    from grpc_health.v1 import health_pb2
+
+    from router.cli.link import RouterLink
+
+    async with RouterLink(router) as link:
+        check = link.channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        answer = await link.call(check, health_pb2.HealthCheckRequest(), timeout)
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

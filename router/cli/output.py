@@ -1,0 +1,61 @@
+"""How results are printed: JSON for programs, tables for people, in units one can read."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_STEP = 1024
+_WIDE = 200
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    json.dump(value, sys.stdout, ensure_ascii=False, indent=2)
+    sys.stdout.write("\n")
+
+
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    numeric: Sequence[str] = (),
+    long: Sequence[str] = (),
+) -> None:
+    """A table on stdout; `numeric` columns are set flush right, only `long` ones may be wrapped."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(
+            column,
+            justify="right" if column in numeric else "left",
+            no_wrap=column not in long,
+            overflow="fold",
+        )
+    for row in rows:
+        # Text, not str: a document with "[bold]" in it is shown as it is.
+        table.add_row(*(Text(cell) for cell in row))
+    # Into a file or a pipe: wide enough for every column, so that grep and awk find whole words.
+    width = None if sys.stdout.isatty() else _WIDE
+    Console(file=sys.stdout, highlight=False, width=width).print(table)
+
+
+def bytes_text(size: int) -> str:
+    """A number of bytes as people read it: 12.3 MiB."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < _STEP:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= _STEP
+    return f"{value:.1f} TiB"
+
+
+def snippet(text: str, width: int = 80) -> str:
+    """The beginning of a text, on one line and without control characters."""
+    line = "".join(c if c.isprintable() else " " for c in text[: 4 * width])
+    line = " ".join(line.split())
+    return line if len(line) <= width else f"{line[: width - 1]}…"

@@ -1,0 +1,178 @@
+"""Wrong usage ends with 2, failure with 1 and one line; --help is light and has an example."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from router.cli.main import app
+
+COMMANDS = [
+    ["up"],
+    ["serve"],
+    ["demo"],
+    ["status"],
+    ["ingest"],
+    ["query"],
+    ["version"],
+    ["healthcheck"],
+    ["shards", "list"],
+    ["catalog", "check"],
+    ["catalog", "backup"],
+    ["catalog", "rebuild"],
+]
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture
+def nobody() -> str:
+    """An address at which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return f"127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_help_has_an_example(words: list[str]) -> None:
+    code, out, _ = run(*words, "--help")
+    assert code == 0
+    assert "Example" in out
+    assert f"chroma-router {' '.join(words)}" in out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from router.cli.main import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'chromadb', 'grpc', 'uvloop', 'structlog'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["up"], "--data"),
+        (["up", "--data", "x", "--shards", "0"], "--shards"),
+        (["serve", "--shard", "shard-1"], "NAME=ADDRESS"),
+        (["nonsense"], "nonsense"),
+        (["ingest"], "FILE"),
+        (["ingest", "x"], "--collection"),
+        (["ingest", "x", "--collection", "c", "--rate", "0"], "above 0"),
+        (["ingest", "x", "--collection", "c", "--batch", "6000"], "--batch"),
+        (["query", "--collection", "c"], "give one of"),
+        (["query", "--collection", "c", "--text", "a", "--like", "b"], "give one of"),
+        (["query", "--collection", "c", "--embedding", "1, 2"], "not JSON"),
+        (["query", "--collection", "c", "--embedding", '["a"]'], "list of numbers"),
+        (["query", "--collection", "c", "--like", "a", "--where", "{"], "--where: not JSON"),
+        (["query", "--collection", "c", "--text", "a", "--embedder", "no"], "--embedder"),
+        (["status", "--router", "no port:x"], "--router"),
+        (["status", "--router", "https://h:1"], "TLS is not supported"),
+        (["catalog", "rebuild", "x"], "either --data"),
+        (["catalog", "rebuild", "--node", "a=b"], "name the new file"),
+        (["catalog", "rebuild", "x", "--node", "a"], "NAME=ADDRESS"),
+    ],
+)
+def test_wrong_usage_is_2(arguments: list[str], says: str) -> None:
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert says in err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--space", "far", "none of cosine"),
+        ("--create-config", "{", "not JSON"),
+        ("--create-config", "[]", "not a JSON object"),
+    ],
+)
+def test_wrong_options_of_ingest_are_2(tmp_path: Path, option: str, value: str, says: str) -> None:
+    (tmp_path / "f").touch()
+    code, _, err = run("ingest", str(tmp_path / "f"), "--collection", "c", option, value)
+    assert (code, says in err) == (2, True)
+
+
+def test_rejects_may_not_overwrite_the_input(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_text("x")
+    code, _, err = run("ingest", str(path), "--collection", "c", "--rejects", str(path))
+    assert (code, "name another" in err, path.read_text()) == (2, True, "x")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status"],
+        ["shards", "list"],
+        ["healthcheck"],
+        ["query", "--collection", "ccc", "--like", "a"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_no_router_is_1_and_one_line_that_names_it(arguments: list[str], nobody: str) -> None:
+    code, out, err = run(*arguments, "--router", nobody)
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert nobody in err
+    assert "chroma-router up" in err
+
+
+def test_the_router_may_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, nobody: str
+) -> None:
+    monkeypatch.setenv("CHROMA_ROUTER_ADDR", nobody)
+    code, _, err = run("status")
+    assert (code, nobody in err) == (1, True)
+
+
+def test_settings_with_an_unknown_key_are_1_and_named(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text('lissten = "x"\n')
+    for words in (["serve"], ["up", "--data", str(tmp_path / "d")]):
+        code, _, err = run(*words, "--config", str(tmp_path / "s.toml"))
+        assert (code, "lissten" in err, "known keys" in err) == (1, True, True)
+
+
+def test_a_missing_file_is_1(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    for words in (
+        ["ingest", missing, "--collection", "c"],
+        ["catalog", "check", "--catalog", missing],
+        ["catalog", "backup", str(tmp_path / "to"), "--catalog", missing],
+        ["catalog", "rebuild", "--data", missing],
+    ):
+        code, _, err = run(*words)
+        assert (code, missing in err, err.count("\n")) == (1, True, 1)
+
+
+def test_a_catalog_that_is_none_is_not_sound(tmp_path: Path) -> None:
+    (tmp_path / "c").write_text("nothing of the kind")
+    code, out, _ = run("catalog", "check", "--json", "--catalog", str(tmp_path / "c"))
+    assert code == 1
+    assert json.loads(out)["sound"] is False
+
+
+def test_rebuild_overwrites_nothing(tmp_path: Path) -> None:
+    (tmp_path / "catalog.sqlite3").write_text("precious")
+    code, _, err = run("catalog", "rebuild", "--data", str(tmp_path))
+    assert (code, "not overwritten" in err) == (1, True)
+
+
+def test_version() -> None:
+    code, out, _ = run("version")
+    assert code == 0
+    assert out.startswith("chroma-router ")
