@@ -1,0 +1,1 @@
+"""Tests of a whole cluster: real processes, real Chroma, real kills."""
