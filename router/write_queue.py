@@ -21,7 +21,6 @@ from chroma_router.v1 import shard_pb2
 from chroma_router.wire.errors import (
     ClusterError,
     DeadlineExpired,
-    OutcomeUnknown,
     Overloaded,
     Reason,
     Unavailable,
@@ -36,6 +35,9 @@ Apply = Callable[[list[shard_pb2.Operation], float], Awaitable[shard_pb2.ApplyRe
 
 APPLY_TIMEOUT = 30.0
 """Seconds after which a node that holds a group without answering is asked again."""
+
+EXPIRED_RETRY_AFTER = 1.0
+"""Seconds after which a client is asked to repeat a write that ran out of time."""
 
 RETRY_BASE, RETRY_CAP = 0.05, 1.0
 """Seconds of back-off between two tries to deliver a group."""
@@ -59,14 +61,15 @@ class PendingWrite:
         self.size = self.operation.ByteSize()
         self.done = asyncio.get_running_loop().create_future()
 
-    def expired(self) -> ClusterError:
+    def expired(self) -> Unavailable:
         """What a write that ran out of time must say: whether its outcome is known."""
-        if self.sent:
-            return OutcomeUnknown(
-                "the shard did not say in time what became of the write; repeat it with the same "
-                "request id, it takes effect once"
-            )
-        return DeadlineExpired("the write waited past its deadline and was not applied; repeat it")
+        return Unavailable(
+            "the shard did not say in time what became of the write; repeat it with the same "
+            "request id, it takes effect once"
+            if self.sent
+            else "the write waited for its shard past its deadline and was not applied; repeat it",
+            retry_after=EXPIRED_RETRY_AFTER,
+        )
 
 
 @dataclass(frozen=True, slots=True)

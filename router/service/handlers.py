@@ -23,7 +23,7 @@ _Response = TypeVar("_Response", bound=Message)
 Handler = Callable[[_Request, float], Awaitable[_Response]]
 """A call: its request and its deadline on the clock of time.monotonic()."""
 
-ANSWER_MARGIN = 0.05
+ANSWER_MARGIN = 0.25
 """Seconds (at most; a tenth of a short deadline) kept back to send an error before the client has
 given up: a client that cancelled learns nothing of what became of its write."""
 

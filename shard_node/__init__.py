@@ -1,0 +1,1 @@
+"""The shard node: one Chroma data directory with exactly one writer, served over gRPC."""

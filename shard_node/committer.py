@@ -1,0 +1,276 @@
+"""One group of writes, from the check of each to the engine's commit.
+
+Called by the single writer only, one group at a time. It owns no task and no queue.
+"""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import structlog
+
+from chroma_router.v1 import shard_pb2
+from chroma_router.wire.errors import (
+    ClusterError,
+    InternalFailure,
+    OutcomeUnknown,
+    Reason,
+    Stale,
+    Unavailable,
+)
+from chroma_router.wire.request_id import time_of
+from chroma_router.wire.slots import slot_of
+from shard_node.engine import RETRY_AFTER_SECONDS, Engine, EngineRefused
+from shard_node.holdings import Holding, Holdings
+from shard_node.operations import ENGINE_ROWS, Kind, Write
+from shard_node.state import Outcome, Remembered, StagedRow, State
+
+_log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+
+# Requests are dated by other hosts' clocks; outcomes are kept that much past the window.
+_CLOCK_SKEW_SECONDS = 60
+_PRUNED_AT_ONCE = 4000
+
+
+@dataclass(slots=True)
+class _Part:
+    """What is left to do of the group's write at `position`."""
+
+    position: int
+    write: Write
+    named: int  # how many ids the whole operation named
+    remembered: Remembered
+    covers: frozenset[int]  # the slots whose outcome this application makes known
+
+
+class Committer:
+    """Applies groups. `engine_seconds` sums what the engine took."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        state: State,
+        writer: Executor,
+        holdings: Holdings,
+        retry_window_seconds: int,
+    ) -> None:
+        self._engine, self._state, self._writer = engine, state, writer
+        self._holdings = holdings
+        self._window_seconds = retry_window_seconds
+        self.engine_seconds = 0.0
+
+    async def apply(self, group: Sequence[Write]) -> list[shard_pb2.OperationResult]:
+        """What became of each write of a group (see grouping.take). Raises Unavailable."""
+        results: list[shard_pb2.OperationResult | None] = [None] * len(group)
+        allowed: list[int] = []
+        for position, write in enumerate(group):
+            try:
+                self._check(write)
+                allowed.append(position)
+            except ClusterError as error:
+                results[position] = refusal(error)
+        if allowed:
+            holding = self._holdings.live[group[allowed[0]].collection_id]
+            parts = await self._parts(holding, group, allowed, results)
+            await self._apply_parts(holding, parts, results)
+        assert all(result is not None for result in results)
+        return [result for result in results if result is not None]
+
+    async def prune(self) -> None:
+        """Forgets some outcomes that no repeat may ask for any more."""
+        before = time.time_ns() // 1000 - (self._window_seconds + _CLOCK_SKEW_SECONDS) * 1_000_000
+        await self._in_writer(self._state.prune_outcomes, before, _PRUNED_AT_ONCE)
+
+    # ---------------------------------------------------------------------------- checks
+
+    def _check(self, write: Write) -> None:
+        _, grant = self._holdings.granted(write.collection_id, write.epoch)
+        for record_id, slot in zip(write.ids, write.slots, strict=True):
+            if not grant.owned[slot]:
+                raise InternalFailure(
+                    f"record {record_id!r} is in slot {slot}, which this shard does not own at"
+                    f" epoch {grant.epoch}: it was routed wrongly"
+                )
+
+    async def _parts(
+        self,
+        holding: Holding,
+        group: Sequence[Write],
+        allowed: Sequence[int],
+        results: list[shard_pb2.OperationResult | None],
+    ) -> list[_Part]:
+        """Takes out what was applied before under the same identity (invariant 8)."""
+        identities = [(group[p].request_id, group[p].index) for p in allowed]
+        known = await self._in_writer(self._state.remembered, holding.row.number, identities)
+        parts: list[_Part] = []
+        for position, remembered in zip(allowed, known, strict=True):
+            write = group[position]
+            rows = [i for i, slot in enumerate(write.slots) if slot not in remembered.slots]
+            named = len(write.ids)
+            covers = self._covers(write) - remembered.slots
+            if not covers:
+                results[position] = _applied(write, named, remembered.deleted)
+            elif self._too_old(write):
+                results[position] = refusal(
+                    OutcomeUnknown(
+                        f"request {write.request_id} is older than the retry window of"
+                        f" {self._window_seconds} s, and its outcome is not remembered"
+                    )
+                )
+            else:
+                left = write if len(rows) == named else write.only(rows)
+                parts.append(_Part(position, left, named, remembered, covers))
+        return parts
+
+    def _covers(self, write: Write) -> frozenset[int]:
+        """The slots whose outcome a write makes known: of its ids; of a condition, all owned ones,
+        since what it held for then is not what it may hold for at a repeat."""
+        if not write.conditional:
+            return frozenset(write.slots)
+        _, grant = self._holdings.granted(write.collection_id, write.epoch)
+        return frozenset(slot for slot, owned in enumerate(grant.owned) if owned)
+
+    def _too_old(self, write: Write) -> bool:
+        made = time_of(write.request_id)
+        return made is not None and made < (time.time() - self._window_seconds) * 1000
+
+    # ---------------------------------------------------------------------------- applying
+
+    async def _apply_parts(
+        self,
+        holding: Holding,
+        parts: Sequence[_Part],
+        results: list[shard_pb2.OperationResult | None],
+    ) -> None:
+        """One engine call; refused, each alone, so that only the guilty one fails."""
+        if not parts:
+            return
+        try:
+            if parts[0].write.conditional:
+                await self._delete_matching(holding, parts[0])
+            else:
+                await self._commit(holding, parts)
+        except EngineRefused as refused:
+            if len(parts) == 1:
+                results[parts[0].position] = refusal(refused.as_error())
+                return
+            for part in parts:
+                await self._apply_parts(holding, [part], results)
+            return
+        for part in parts:
+            deleted = part.remembered.deleted + len(part.write.ids)
+            results[part.position] = _applied(part.write, part.named, deleted)
+
+    async def _delete_matching(self, holding: Holding, part: _Part) -> None:
+        """A conditional delete: what matches now, in as many steps as the engine's bound asks.
+
+        Every step remembers what it deleted, the last one also that the operation is complete: a
+        repeat after a crash between two of them deletes the rest and counts both.
+        """
+        write = part.write
+        found = await self._engine.matching(
+            holding.physical, write.ids or None, write.where, write.where_document
+        )
+        rows = [(i, slot) for i, slot in ((i, slot_of(i)) for i in found) if slot in part.covers]
+        for at in range(0, max(1, len(rows)), ENGINE_ROWS):
+            chunk, last = rows[at : at + ENGINE_ROWS], at + ENGINE_ROWS >= len(rows)
+            covers = part.covers if last else frozenset()
+            await self._commit(holding, [replace(part, write=_of(write, chunk), covers=covers)])
+        part.write = _of(write, rows)
+
+    async def _commit(self, holding: Holding, parts: Sequence[_Part]) -> None:
+        """Stages the parts and has the engine apply them. Raises EngineRefused: none landed."""
+        kind = parts[0].write.kind
+        rows = [row for part in parts for row in _staged_rows(part.write)]
+        outcomes = [_outcome(part) for part in parts]
+        try:
+            existing = await self._in_writer(
+                self._state.stage, holding.row.number, holding.physical, rows, outcomes,
+                time.time_ns() // 1000,
+            )  # fmt: skip
+        except sqlite3.OperationalError as error:  # disk full, locked for too long
+            raise Unavailable(
+                f"the node cannot write its state: {error}",
+                Reason.ENGINE_FAILED,
+                retry_after=RETRY_AFTER_SECONDS,
+            ) from error
+        changed = [row for row in rows if (row.id in existing) is (kind is Kind.DELETE)]
+        if kind is Kind.DELETE and not changed:
+            await self._in_writer(self._state.land)
+            return
+        await self._call_engine(holding, kind, parts, changed)
+        if kind is Kind.DELETE:
+            holding.add((row.slot for row in changed), -1)
+        elif kind is not Kind.UPDATE:
+            holding.add((row.slot for row in changed), 1)
+            highest = max((row.sequence for row in changed), default=0)
+            self._holdings.high_sequence = max(self._holdings.high_sequence, highest)
+
+    async def _call_engine(
+        self, holding: Holding, kind: Kind, parts: Sequence[_Part], changed: Sequence[StagedRow]
+    ) -> None:
+        began = time.perf_counter()
+        try:
+            if kind is Kind.DELETE:
+                await self._engine.write("delete", holding.physical, [row.id for row in changed])
+            else:
+                ids, columns = _columns(parts)
+                await self._engine.write(kind.name.lower(), holding.physical, ids, *columns)
+        except EngineRefused as refused:
+            if not await self._in_writer(self._state.settle):
+                raise
+            # An error after the engine's queue commit: the records are in the queue, the engine
+            # takes them from there, and the state has them. For plain Chroma this is ambiguous.
+            _log.warning("engine refused what it had committed", error=str(refused))
+        finally:
+            self.engine_seconds += time.perf_counter() - began
+
+    async def _in_writer(self, work: Callable[..., _T], *arguments: object) -> _T:
+        """State work waits at most SQLite's busy time-out (state.BUSY_SECONDS)."""
+        return await asyncio.get_running_loop().run_in_executor(self._writer, work, *arguments)
+
+
+def refusal(error: ClusterError) -> shard_pb2.OperationResult:
+    """The result of an operation of which nothing was applied."""
+    epoch = int(error.metadata.get("epoch", "0")) if isinstance(error, Stale) else 0
+    return shard_pb2.OperationResult(
+        refused_reason=error.reason.value, message=error.message, node_epoch=epoch
+    )
+
+
+def _of(write: Write, rows: Sequence[tuple[str, int]]) -> Write:
+    """The same delete, of these (id, slot) rows."""
+    return replace(write, ids=[row[0] for row in rows], slots=[row[1] for row in rows])
+
+
+def _applied(write: Write, named: int, deleted: int) -> shard_pb2.OperationResult:
+    if write.kind is not Kind.DELETE:
+        return shard_pb2.OperationResult()
+    return shard_pb2.OperationResult(deleted=deleted if write.conditional else named)
+
+
+def _staged_rows(write: Write) -> list[StagedRow]:
+    sequences = write.sequences or [0] * len(write.ids)
+    return [StagedRow(*row) for row in zip(write.ids, write.slots, sequences, strict=True)]
+
+
+def _outcome(part: _Part) -> Outcome:
+    write = part.write
+    deleted = tuple(write.slots) if write.conditional else ()
+    return Outcome(write.request_id, write.index, write.kind, part.covers, deleted)
+
+
+def _columns(parts: Sequence[_Part]) -> tuple[list[str], tuple[list[object], ...]]:
+    """The ids, and the engine's columns: embeddings, metadatas, documents, uris."""
+    records = [record for part in parts for record in part.write.records]
+    return [record.id for record in records], (
+        [record.embedding for record in records],
+        [record.metadata for record in records],
+        [record.document for record in records],
+        [record.uri for record in records],
+    )

@@ -1,0 +1,93 @@
+"""What the shard holds, in memory: each collection's grant and how many records each slot has.
+
+Derived from the state at each start of the engine. Grants are never derived: they begin empty, and
+only a router gives them (DESIGN.md, "Ownership"). Changed only by the single writer, on the event
+loop; a reader takes a Grant, which is a value, and works with that one to its end (invariant 3).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from chroma_router.v1 import shard_pb2
+from chroma_router.wire.errors import NotFound, Reason, Stale
+from chroma_router.wire.slots import SLOT_COUNT, slots_from_bitmap
+from shard_node.state import CollectionRow
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a router has said this shard owns of a collection: `owned[slot]` is 1 or 0."""
+
+    epoch: int
+    owned: bytes
+
+    @classmethod
+    def of(cls, epoch: int, bitmap: bytes) -> "Grant":
+        """From the 128-byte bitmap of the contract. Raises ValueError for another length."""
+        owned = bytearray(SLOT_COUNT)
+        for slot in slots_from_bitmap(bitmap):
+            owned[slot] = 1
+        return cls(epoch, bytes(owned))
+
+
+@dataclass(slots=True)
+class Holding:
+    """One collection that the shard holds: its row, its counts; its grant and space once given."""
+
+    row: CollectionRow
+    physical: str
+    counts: list[int]
+    grant: Grant | None = None
+    space: str = "l2"
+    total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.total = sum(self.counts)
+
+    @property
+    def definition(self) -> shard_pb2.CollectionDefinition:
+        """As the node last got it."""
+        return shard_pb2.CollectionDefinition.FromString(self.row.definition)
+
+    def owned_records(self, grant: Grant) -> int:
+        """How many records there are in the slots of a grant."""
+        return sum(count for count, owned in zip(self.counts, grant.owned, strict=True) if owned)
+
+    def add(self, slots: Iterable[int], change: int) -> None:
+        """Counts records in (`change` 1) or out (-1)."""
+        for slot in slots:
+            self.counts[slot] += change
+            self.total += change
+
+
+class Holdings:
+    """All collections of the shard by UUID, and the UUIDs that were dropped for good."""
+
+    def __init__(self, boot_id: str, high_sequence: int) -> None:
+        self.boot_id = boot_id
+        self.high_sequence = high_sequence
+        self.live: dict[str, Holding] = {}
+        self.dropped: dict[str, CollectionRow] = {}
+
+    def granted(self, collection_id: str, epoch: int) -> tuple[Holding, Grant]:
+        """The collection and its grant, if that was given at this epoch since the engine began.
+
+        Raises Stale (STALE_EPOCH) with the node's epoch, and NotFound for a dropped collection.
+        """
+        if collection_id in self.dropped:
+            raise NotFound(f"collection {collection_id} was dropped")
+        holding = self.live.get(collection_id)
+        grant = holding.grant if holding else None
+        if holding is None or grant is None or grant.epoch != epoch:
+            raise self.stale(collection_id, epoch)
+        return holding, grant
+
+    def stale(self, collection_id: str, epoch: int) -> Stale:
+        """The refusal of a call at another epoch than the grant's."""
+        holding = self.live.get(collection_id)
+        here = holding.grant.epoch if holding and holding.grant else 0
+        return Stale(
+            f"collection {collection_id}: asked at epoch {epoch}, the node is at {here}",
+            Reason.STALE_EPOCH,
+            metadata={"boot_id": self.boot_id, "epoch": str(here)},
+        )

@@ -1,0 +1,144 @@
+"""An operation as the single writer takes it: parsed, and refused if it can never be applied."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from google.protobuf.message import DecodeError
+
+from chroma_router.v1 import shard_pb2
+from chroma_router.wire.errors import InvalidRequest, Reason
+from chroma_router.wire.records import Metadata, RecordColumns, record_from_bytes
+from chroma_router.wire.slots import slot_of
+
+ENGINE_ROWS = 5461  # the engine's get_max_batch_size: more does not go into one of its transactions
+MAX_SEQUENCE = (1 << 63) - 1
+
+
+class Kind(IntEnum):
+    """What an operation does; the numbers are the contract's."""
+
+    ADD = shard_pb2.OPERATION_KIND_ADD
+    UPDATE = shard_pb2.OPERATION_KIND_UPDATE
+    UPSERT = shard_pb2.OPERATION_KIND_UPSERT
+    DELETE = shard_pb2.OPERATION_KIND_DELETE
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One operation. `records` and `sequences` go row by row with `ids`, or are empty."""
+
+    collection_id: str
+    epoch: int
+    kind: Kind
+    request_id: str
+    index: int
+    ids: Sequence[str]
+    slots: Sequence[int]
+    records: Sequence[RecordColumns] = ()
+    sequences: Sequence[int] = ()
+    where: str = ""
+    where_document: str = ""
+
+    @property
+    def conditional(self) -> bool:
+        """A delete that first looks which of its ids match."""
+        return bool(self.where or self.where_document)
+
+    @property
+    def dimension(self) -> int:
+        """Of the widest embedding; 0 without any."""
+        return max((len(r.embedding) // 4 for r in self.records if r.embedding), default=0)
+
+    def only(self, rows: Sequence[int]) -> "Write":
+        """The same operation on some of its rows."""
+        return Write(
+            self.collection_id, self.epoch, self.kind, self.request_id, self.index,
+            [self.ids[i] for i in rows],
+            [self.slots[i] for i in rows],
+            [self.records[i] for i in rows] if self.records else (),
+            [self.sequences[i] for i in rows] if self.sequences else (),
+            self.where, self.where_document,
+        )  # fmt: skip
+
+
+def parse(operation: shard_pb2.Operation) -> Write:
+    """The write that an operation asks for. Raises InvalidRequest."""
+    try:
+        kind = Kind(operation.kind)
+    except ValueError:
+        raise InvalidRequest(f"operation kind {operation.kind} is unknown") from None
+    if not operation.request_id:
+        raise InvalidRequest("the operation has no request_id")
+    ids = list(operation.ids)
+    _check_ids(ids)
+    try:
+        records = [record_from_bytes(data) for data in operation.records]
+    except (DecodeError, ValueError) as error:
+        raise InvalidRequest(f"a record cannot be read: {error}") from error
+    sequences = list(operation.sequences)
+    _check_rows(kind, ids, records, sequences)
+    return Write(
+        operation.collection_id, operation.epoch, kind, operation.request_id, operation.index,
+        ids, [slot_of(i) for i in ids], records, sequences,
+        operation.where, operation.where_document,
+    )  # fmt: skip
+
+
+def _check_ids(ids: Sequence[str]) -> None:
+    if len(ids) > ENGINE_ROWS:
+        raise InvalidRequest(
+            f"an operation has at most {ENGINE_ROWS} records, got {len(ids)}",
+            Reason.BATCH_TOO_LARGE,
+        )
+    if len(set(ids)) != len(ids):
+        twice = [record_id for record_id, times in Counter(ids).items() if times > 1]
+        raise InvalidRequest(f"ids named twice: {', '.join(twice[:10])}", Reason.DUPLICATE_IDS)
+    if "" in ids:
+        raise InvalidRequest("an id is empty")
+
+
+def _check_rows(
+    kind: Kind, ids: Sequence[str], records: Sequence[RecordColumns], sequences: Sequence[int]
+) -> None:
+    if kind is Kind.DELETE:
+        if records or sequences:
+            raise InvalidRequest("a delete carries ids only")
+        return
+    if not ids:
+        raise InvalidRequest("the operation has no records")
+    if [record.id for record in records] != ids:
+        raise InvalidRequest("the ids and the records of the operation differ")
+    if kind is not Kind.UPDATE and len(sequences) != len(ids):
+        raise InvalidRequest(f"{len(ids)} records have {len(sequences)} sequences")
+    if any(sequence > MAX_SEQUENCE for sequence in sequences):
+        raise InvalidRequest("a sequence is over 2^63 - 1")
+    for record in records:
+        _check_record(kind, record)
+
+
+def _check_record(kind: Kind, record: RecordColumns) -> None:
+    """What the engine would take silently and wrongly, or refuse without naming the record."""
+    if record.embedding is None:
+        if kind is not Kind.UPDATE:
+            raise InvalidRequest(f"record {record.id!r} has no embedding")
+    elif not record.embedding or len(record.embedding) % 4:
+        raise InvalidRequest(
+            f"the embedding of record {record.id!r} has {len(record.embedding)} bytes, not a"
+            " positive multiple of 4"
+        )
+    if record.metadata:
+        _check_metadata(kind, record.id, record.metadata)
+
+
+def _check_metadata(kind: Kind, record_id: str, metadata: Metadata) -> None:
+    for key, value in metadata.items():
+        if not key or key[0] in "#$" or key in {"chroma:document", "chroma:uri"}:
+            raise InvalidRequest(f"record {record_id!r}: metadata key {key!r} is reserved or empty")
+        if value is None and kind is Kind.ADD:
+            raise InvalidRequest(f"record {record_id!r}: key {key!r} is absent in an add")
+        for item in value if isinstance(value, list) else (value,):
+            if isinstance(item, float) and not math.isfinite(item):
+                raise InvalidRequest(f"record {record_id!r}: {key!r} is not a finite number")

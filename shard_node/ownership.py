@@ -1,0 +1,248 @@
+"""What a router tells the node to hold: grants, definitions and drops, under the single writer.
+
+Durable before the reply, each of them; the grant itself lives only as long as the engine.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import replace
+from typing import Any, TypeVar
+from uuid import UUID
+
+import structlog
+
+from chroma_router.v1 import shard_pb2, types_pb2
+from chroma_router.wire.errors import InvalidRequest, NotAllowed, NotFound, Reason, Stale
+from chroma_router.wire.records import metadata_from_wire
+from chroma_router.wire.slots import SLOT_BITMAP_BYTES, SLOT_COUNT
+from shard_node.engine import Engine, EngineRefused, PhysicalCollection
+from shard_node.holdings import Grant, Holding, Holdings
+from shard_node.state import CollectionRow, State
+
+_log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+
+# What the engine lets be changed of a configuration; the rest is fixed with the collection.
+_CHANGEABLE_HNSW = (
+    "ef_search", "num_threads", "batch_size", "sync_threshold", "resize_factor"
+)  # fmt: skip
+_PURGED_AT_ONCE = 5000
+
+# The version of a definition that no engine has described yet.
+_FIRST_VERSION = 1
+
+
+class Ownership:
+    """The changes of what the shard holds. Every method is a turn of the single writer."""
+
+    def __init__(self, engine: Engine, state: State, writer: Executor, holdings: Holdings) -> None:
+        self._engine, self._state, self._writer = engine, state, writer
+        self._holdings = holdings
+
+    async def set(self, request: shard_pb2.SetOwnershipRequest) -> shard_pb2.SetOwnershipResponse:
+        """See the contract."""
+        collection = request.definition.collection
+        grant = self._checked(request)
+        holding = self._holdings.live.get(collection.id)
+        try:
+            physical = await self._physical(request.definition, holding)
+        except EngineRefused as refused:
+            raise refused.as_error() from refused
+        row = self._row(request, physical, holding)
+        if holding is None:
+            row = await self._in_writer(self._state.put_collection, row)
+            holding = Holding(row, physical.id, [0] * SLOT_COUNT)
+            self._holdings.live[collection.id] = holding
+        elif row != holding.row:
+            holding.row = await self._in_writer(self._state.put_collection, row)
+        if holding.grant is None:
+            await self._load(physical)
+        holding.space = _space(physical)
+        holding.grant = grant
+        return shard_pb2.SetOwnershipResponse(
+            high_sequence=self._holdings.high_sequence,
+            configuration_json=physical.configuration_json,
+            schema_json=physical.schema_json,
+        )
+
+    async def drop(self, collection_id: str, epoch: int) -> None:
+        """Remembers the drop durably, then deletes what there is of the collection."""
+        _check_uuid(collection_id)
+        if collection_id in self._holdings.dropped:
+            return
+        holding = self._holdings.live.get(collection_id)
+        if holding is not None and epoch < holding.row.epoch:
+            raise self._behind(holding, epoch)
+        gone = CollectionRow(
+            number=holding.row.number if holding else 0,
+            id=collection_id,
+            physical=holding.physical if holding else "",
+            epoch=epoch,
+            owned=bytes(SLOT_BITMAP_BYTES),
+            definition=shard_pb2.CollectionDefinition(
+                collection=types_pb2.Collection(id=collection_id, epoch=epoch)
+            ).SerializeToString(),
+            definition_version=holding.row.definition_version if holding else 0,
+            dropped=True,
+        )
+        gone = await self._in_writer(self._state.put_collection, gone)
+        self._holdings.live.pop(collection_id, None)
+        self._holdings.dropped[collection_id] = gone
+        await self._purge(gone)
+
+    async def resume_drops(self) -> None:
+        """At the engine's start: finishes the drops that a stop has interrupted."""
+        for row in list(self._holdings.dropped.values()):
+            if row.physical is not None:
+                await self._purge(row)
+
+    async def _purge(self, row: CollectionRow) -> None:
+        try:
+            await self._engine.delete_collection(row.id)
+        except EngineRefused as refused:
+            if not isinstance(refused.as_error(), NotFound):
+                raise refused.as_error() from refused
+        while await self._in_writer(self._state.purge_records, row.number, _PURGED_AT_ONCE):
+            pass
+        purged = await self._in_writer(self._state.put_collection, replace(row, physical=None))
+        self._holdings.dropped[row.id] = purged
+        _log.info("collection dropped", collection=row.id)
+
+    def _checked(self, request: shard_pb2.SetOwnershipRequest) -> Grant:
+        collection = request.definition.collection
+        _check_uuid(collection.id)
+        if request.boot_id != self._holdings.boot_id:
+            raise Stale(
+                f"the engine's boot_id is {self._holdings.boot_id}, not {request.boot_id}: say"
+                " Hello, then read the catalog again",
+                Reason.STALE_BOOT,
+                metadata={"boot_id": self._holdings.boot_id},
+            )
+        if collection.id in self._holdings.dropped:
+            raise NotFound(f"collection {collection.id} was dropped and never comes back")
+        if collection.epoch < 1:
+            raise InvalidRequest("the epoch of an ownership is at least 1")
+        try:
+            grant = Grant.of(collection.epoch, request.owned_slots)
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from error
+        holding = self._holdings.live.get(collection.id)
+        if holding is not None and grant.epoch < holding.row.epoch:
+            raise self._behind(holding, grant.epoch)
+        if (
+            holding is not None
+            and grant.epoch == holding.row.epoch
+            and request.owned_slots != holding.row.owned
+        ):
+            raise NotAllowed(
+                f"collection {collection.id}: epoch {grant.epoch} gave this shard other slots"
+                " before; the catalog is not the one that gave them: chroma-router catalog rebuild",
+                Reason.CATALOG_BEHIND,
+            )
+        return grant
+
+    def _behind(self, holding: Holding, epoch: int) -> Stale:
+        return Stale(
+            f"collection {holding.row.id}: epoch {epoch} is below the node's {holding.row.epoch}",
+            Reason.STALE_EPOCH,
+            metadata={"boot_id": self._holdings.boot_id, "epoch": str(holding.row.epoch)},
+        )
+
+    async def _physical(
+        self, definition: shard_pb2.CollectionDefinition, holding: Holding | None
+    ) -> PhysicalCollection:
+        """The engine's collection, made if there is none, at the definition if that is newer."""
+        collection = definition.collection
+        try:
+            metadata: dict[str, Any] | None = metadata_from_wire(collection.metadata) or None
+            wanted = json.loads(collection.configuration_json or "{}")
+        except ValueError as error:
+            raise InvalidRequest(f"collection {collection.id}: {error}") from error
+        configuration: str | None = collection.configuration_json or None
+        if definition.version > _FIRST_VERSION and collection.schema_json:
+            # Described by an engine before: its schema says everything, and the engine refuses a
+            # configuration (or metadata such as "hnsw:space") beside it.
+            configuration = metadata = None
+        arguments = (collection.id, configuration, collection.schema_json or None, metadata)
+        physical = await self._engine.create_collection(*arguments)
+        if holding is not None and definition.version <= holding.row.definition_version:
+            return physical
+        change = _configuration_change(wanted, json.loads(physical.configuration_json))
+        if change:
+            await self._engine.update_collection(physical.id, None, json.dumps(change))
+            physical = await self._engine.create_collection(*arguments)
+        return physical
+
+    async def _load(self, physical: PhysicalCollection) -> None:
+        try:
+            await self._engine.load(physical.id)
+        except EngineRefused as refused:
+            raise refused.as_error() from refused
+
+    @staticmethod
+    def _row(
+        request: shard_pb2.SetOwnershipRequest,
+        physical: PhysicalCollection,
+        holding: Holding | None,
+    ) -> CollectionRow:
+        definition = request.definition
+        serialized = definition.SerializeToString(deterministic=True)
+        version = definition.version
+        if holding is not None and version <= holding.row.definition_version:
+            serialized, version = holding.row.definition, holding.row.definition_version
+        return CollectionRow(
+            number=holding.row.number if holding else 0,
+            id=definition.collection.id,
+            physical=physical.id,
+            epoch=definition.collection.epoch,
+            owned=request.owned_slots,
+            definition=serialized,
+            definition_version=version,
+            dropped=False,
+        )
+
+    async def _in_writer(self, work: Callable[..., _T], *arguments: object) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._writer, work, *arguments)
+
+
+def load_holdings(state: State, boot_id: str) -> Holdings:
+    """What the shard holds, from the state; nothing is granted. Runs in the writer's thread."""
+    holdings = Holdings(boot_id, state.high_sequence())
+    for row in state.collections():
+        if row.dropped:
+            holdings.dropped[row.id] = row
+        elif row.physical is not None:
+            counts = state.slot_counts(row.number)
+            holdings.live[row.id] = Holding(row, row.physical, counts)
+    return holdings
+
+
+def _check_uuid(text: str) -> None:
+    try:
+        canonical = str(UUID(text))
+    except ValueError:
+        canonical = ""
+    if canonical != text:
+        raise InvalidRequest(f"{text!r} is not a UUID in its usual text form")
+
+
+def _space(physical: PhysicalCollection) -> str:
+    hnsw = json.loads(physical.configuration_json).get("hnsw") or {}
+    return str(hnsw.get("space", "l2"))
+
+
+def _configuration_change(wanted: dict[str, Any], present: dict[str, Any]) -> dict[str, Any]:
+    """What to tell the engine so that its configuration becomes the wanted one."""
+    change: dict[str, Any] = {}
+    ours, theirs = wanted.get("hnsw") or {}, present.get("hnsw") or {}
+    hnsw = {
+        key: ours[key] for key in _CHANGEABLE_HNSW if key in ours and ours[key] != theirs.get(key)
+    }
+    if hnsw:
+        change["hnsw"] = hnsw
+    function = wanted.get("embedding_function")
+    if function is not None and function != present.get("embedding_function"):
+        change["embedding_function"] = function
+    return change
