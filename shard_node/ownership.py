@@ -17,6 +17,7 @@ from chroma_router.v1 import shard_pb2, types_pb2
 from chroma_router.wire.errors import InvalidRequest, NotAllowed, NotFound, Reason, Stale
 from chroma_router.wire.records import metadata_from_wire
 from chroma_router.wire.slots import SLOT_BITMAP_BYTES, SLOT_COUNT
+from shard_node import persist_threshold
 from shard_node.engine import Engine, EngineRefused, PhysicalCollection
 from shard_node.holdings import Grant, Holding, Holdings
 from shard_node.state import CollectionRow, State
@@ -25,9 +26,7 @@ _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
 # What the engine lets be changed of a configuration; the rest is fixed with the collection.
-_CHANGEABLE_HNSW = (
-    "ef_search", "num_threads", "batch_size", "sync_threshold", "resize_factor"
-)  # fmt: skip
+_CHANGEABLE_HNSW = ("ef_search", "num_threads", "batch_size", "resize_factor")
 _PURGED_AT_ONCE = 5000
 
 # The version of a definition that no engine has described yet.
@@ -160,20 +159,36 @@ class Ownership:
             wanted = json.loads(collection.configuration_json or "{}")
         except ValueError as error:
             raise InvalidRequest(f"collection {collection.id}: {error}") from error
-        configuration: str | None = collection.configuration_json or None
+        arguments: tuple[str, str | None, str | None, dict[str, Any] | None]
         if definition.version > _FIRST_VERSION and collection.schema_json:
             # Described by an engine before: its schema says everything, and the engine refuses a
             # configuration (or metadata such as "hnsw:space") beside it.
-            configuration = metadata = None
-        arguments = (collection.id, configuration, collection.schema_json or None, metadata)
+            arguments = (collection.id, None, collection.schema_json, None)
+        else:
+            arguments = (
+                collection.id, collection.configuration_json or None,
+                collection.schema_json or None, metadata,
+            )  # fmt: skip
         physical = await self._engine.create_collection(*arguments)
-        if holding is not None and definition.version <= holding.row.definition_version:
-            return physical
-        change = _configuration_change(wanted, json.loads(physical.configuration_json))
+        present = json.loads(physical.configuration_json)
+        change: dict[str, Any] = {}
+        if holding is None or definition.version > holding.row.definition_version:
+            change = _configuration_change(wanted, present)
+        asked = persist_threshold.asked_for(
+            collection.configuration_json, collection.schema_json, metadata
+        )
+        if holding is None or holding.grant is None:  # not loaded yet
+            records = holding.total if holding else 0
+            threshold = persist_threshold.physical(asked, records)
+            if threshold != (present.get("hnsw") or {}).get("sync_threshold"):
+                change.setdefault("hnsw", {})["sync_threshold"] = threshold
         if change:
             await self._engine.update_collection(physical.id, None, json.dumps(change))
             physical = await self._engine.create_collection(*arguments)
-        return physical
+        return physical._replace(
+            configuration_json=persist_threshold.reported(physical.configuration_json, asked),
+            schema_json=persist_threshold.reported(physical.schema_json, asked),
+        )
 
     async def _load(self, physical: PhysicalCollection) -> None:
         try:
