@@ -7,6 +7,7 @@ Owns the cache of collection entries. The cache may be old: nodes refuse calls a
 
 import asyncio
 import json
+from collections import OrderedDict
 from typing import Any
 
 import structlog
@@ -23,6 +24,7 @@ from chroma_router.wire.errors import (
 from chroma_router.wire.records import metadata_to_wire
 from router.catalog import Catalog
 from router.cluster import Cluster, Shard
+from router.concurrency import settled
 from router.core.model import CollectionEntry
 
 log = structlog.get_logger(__name__)
@@ -32,6 +34,9 @@ DEFAULT_DATABASE = "default_database"
 
 GRANT_TIMEOUT = 20.0
 """Seconds for a node to take an ownership message; it may have to make a physical collection."""
+
+MAX_ENTRIES = 10_000
+"""Collections that are remembered; the oldest known is forgotten first, and read again."""
 
 UNDESCRIBED_VERSION = 1
 """The version of an entry that no shard has described yet (see `Directory.described`)."""
@@ -43,7 +48,7 @@ class Directory:
     def __init__(self, catalog: Catalog, cluster: Cluster) -> None:
         self._catalog = catalog
         self._cluster = cluster
-        self._entries: dict[str, CollectionEntry] = {}
+        self._entries: OrderedDict[str, CollectionEntry] = OrderedDict()
         self._grants: dict[tuple[str, str], asyncio.Lock] = {}
 
     async def resolve(self, ref: types_pb2.CollectionRef) -> CollectionEntry:
@@ -63,15 +68,14 @@ class Directory:
         """Keeps an entry as the newest known, unless a newer one is known already."""
         known = self._entries.get(entry.id)
         if known is None or known.version < entry.version:
-            self._entries[entry.id] = entry
-            return entry
+            self._entries[entry.id] = known = entry
+            while len(self._entries) > MAX_ENTRIES:
+                self._entries.popitem(last=False)
         return known
 
     def forget(self, collection_id: str) -> None:
         """Lets go of a collection that was deleted."""
         self._entries.pop(collection_id, None)
-        for key in [key for key in self._grants if key[1] == collection_id]:
-            del self._grants[key]
 
     async def refresh(self, collection_id: str) -> CollectionEntry:
         """Reads a collection from the catalog. Raises NotFound when it is gone."""
@@ -92,14 +96,10 @@ class Directory:
         if entry.version != UNDESCRIBED_VERSION:
             return entry
         shards = [self._cluster.shard(name) for name in entry.slot_map.shards]
-        answers = await asyncio.gather(
-            *(self._send_ownership(shard, entry) for shard in shards), return_exceptions=True
-        )
+        answers = await settled(self._give(shard, entry.id) for shard in shards)
         described = [a for a in answers if isinstance(a, shard_pb2.SetOwnershipResponse)]
         for answer in answers:
-            if isinstance(answer, InvalidRequest) or not (
-                isinstance(answer, ClusterError | shard_pb2.SetOwnershipResponse)
-            ):
+            if isinstance(answer, InvalidRequest):
                 raise answer
         if not described:
             raise Unavailable(
@@ -116,18 +116,18 @@ class Directory:
             return await self._catalog.collection(entry.id)
 
     async def push(self, entry: CollectionEntry) -> None:
-        """Tells every shard of a collection its newest definition; those away learn it later."""
+        """Tells every shard of a collection its newest definition.
+
+        One that is away learns it with its next grant, when its engine has begun anew. Raises
+        InvalidRequest when an engine refuses the configuration.
+        """
         shards = [self._cluster.shard(name) for name in entry.slot_map.shards]
-        answers = await asyncio.gather(
-            *(self._send_ownership(shard, entry) for shard in shards), return_exceptions=True
-        )
+        answers = await settled(self._give(shard, entry.id) for shard in shards)
         for shard, answer in zip(shards, answers, strict=True):
             if isinstance(answer, InvalidRequest):
                 raise answer
             if isinstance(answer, ClusterError):
                 log.warning("definition_not_pushed", shard=shard.name, error=answer.message)
-            elif isinstance(answer, BaseException):
-                raise answer
 
     async def reconcile(self, used: CollectionEntry, error: ClusterError) -> CollectionEntry:
         """After a node refused a call as stale: finds who is behind and brings it up to date.
@@ -151,34 +151,37 @@ class Directory:
 
     async def _grant(self, shard: Shard, entry: CollectionEntry) -> CollectionEntry:
         """Gives a node its ownership, once for all the calls that ask for it at the same time."""
-        lock = self._grants.setdefault((shard.name, entry.id), asyncio.Lock())
+        key = (shard.name, entry.id)
+        lock = self._grants.setdefault(key, asyncio.Lock())
         waited = lock.locked()
-        async with lock:
-            if not waited:
-                # Invariant 3 and DESIGN.md "Ownership": the catalog is read after the boot id is
-                # learnt, so a node that began anew can never be given an ownership from before.
-                boot_id = await shard.client.hello()
-                entry = await self.refresh(entry.id)
-                await self._send_ownership(shard, entry, boot_id)
-                log.info(
-                    "ownership_given",
-                    shard=shard.name,
-                    collection=entry.id,
-                    epoch=entry.slot_map.epoch,
-                )
-        return entry
+        try:
+            async with lock:
+                if waited:  # another call has just given it, or will be refused again and come back
+                    return entry
+                await self._give(shard, entry.id)
+        finally:
+            if not lock.locked():
+                self._grants.pop(key, None)
+        return await self.refresh(entry.id)
 
-    async def _send_ownership(
-        self, shard: Shard, entry: CollectionEntry, boot_id: str | None = None
-    ) -> shard_pb2.SetOwnershipResponse:
-        if boot_id is None:
-            boot_id = await shard.client.hello()
+    async def _give(self, shard: Shard, collection_id: str) -> shard_pb2.SetOwnershipResponse:
+        """Tells a node what the catalog says that it owns.
+
+        Invariant 3 and DESIGN.md "Ownership": the catalog is read after the boot id is learnt, so a
+        node that began anew is never given an ownership from before.
+        """
+        boot_id = await shard.client.hello()
+        entry = await self._catalog.collection(collection_id)
         request = shard_pb2.SetOwnershipRequest(
             definition=definition_of(entry),
             owned_slots=entry.slot_map.bitmap_of(shard.name),
             boot_id=boot_id,
         )
-        return await shard.client.set_ownership(request, GRANT_TIMEOUT)
+        answer = await shard.client.set_ownership(request, GRANT_TIMEOUT)
+        log.info(
+            "ownership_given", shard=shard.name, collection=entry.id, epoch=entry.slot_map.epoch
+        )
+        return answer
 
 
 def collection_message(entry: CollectionEntry) -> types_pb2.Collection:

@@ -1,7 +1,7 @@
 """Finishes the deletion of collections: shards drop it and remember, then the catalog forgets.
 
-A shard that is away is tried again in the background, also after a restart of the router: the
-catalog keeps the collection as DELETING until every shard has confirmed.
+One task for each doomed collection asks the shards until every one has confirmed; the catalog keeps
+the collection as DELETING until then, so that a restarted router goes on where this one stopped.
 """
 
 import asyncio
@@ -11,63 +11,85 @@ import structlog
 
 from chroma_router.wire.errors import ClusterError, NotFound
 from router.catalog import Catalog
-from router.cluster import Cluster
+from router.cluster import Cluster, Shard
+from router.concurrency import settled
 from router.core.model import CollectionEntry
+from router.core.retry import backoff
 
 log = structlog.get_logger(__name__)
 
 DROP_TIMEOUT = 20.0
 """Seconds for one node to drop a collection."""
 
-RETRY_SECONDS = 2.0
-"""Seconds between two rounds for the shards that did not confirm."""
+RETRY_BASE, RETRY_CAP = 0.5, 10.0
+"""Seconds of back-off before a shard that did not confirm is asked again."""
+
+AT_ONCE = 8
+"""Collections that are dropped at the same time."""
 
 
 class Reaper:
     """Drops doomed collections on the nodes."""
 
-    def __init__(self, catalog: Catalog, cluster: Cluster) -> None:
+    def __init__(self, catalog: Catalog, cluster: Cluster, tasks: asyncio.TaskGroup) -> None:
         self._catalog = catalog
         self._cluster = cluster
-        self._left = asyncio.Event()
-        self._left.set()
+        self._tasks = tasks
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._running: dict[str, asyncio.Task[None]] = {}
 
-    async def reap(self, doomed: CollectionEntry) -> bool:
-        """Tries to finish one deletion now; whether every shard confirmed. Never raises for a shard
-        that is away: the background loop goes on with it."""
-        answers = await asyncio.gather(
-            *(
-                shard.client.drop(doomed.id, doomed.slot_map.epoch, DROP_TIMEOUT)
-                for shard in self._cluster.all()
-            ),
-            return_exceptions=True,
+    async def resume(self) -> None:
+        """Goes on with the deletions that an earlier router left."""
+        for doomed in await self._catalog.deleting():
+            self._begin(doomed)
+
+    async def finish(self, doomed: CollectionEntry, seconds: float) -> None:
+        """Deletes a collection that the catalog has as DELETING; waits at most so long for it.
+
+        A shard that is away, or a caller that goes away, does not stop it.
+        """
+        await asyncio.wait({self._begin(doomed)}, timeout=seconds)
+
+    def stop(self) -> None:
+        """Ends the tasks; the catalog knows what is left."""
+        for task in self._running.values():
+            task.cancel()
+
+    def _begin(self, doomed: CollectionEntry) -> asyncio.Task[None]:
+        task = self._running.get(doomed.id)
+        if task is None:
+            task = self._tasks.create_task(self._drop(doomed), name=f"reaper-{doomed.id}")
+            self._running[doomed.id] = task
+            task.add_done_callback(lambda _: self._running.pop(doomed.id, None))
+        return task
+
+    async def _drop(self, doomed: CollectionEntry) -> None:
+        left = {shard.name: shard for shard in self._cluster.all()}
+        attempt = 0
+        while True:
+            try:
+                async with self._turns:
+                    left = await self._ask(doomed, left)
+                    if not left:
+                        with contextlib.suppress(NotFound):  # another router finished it
+                            await self._catalog.finish_delete(doomed.id)
+                        return
+            except ClusterError as error:
+                log.warning("reaper_delayed", collection=doomed.id, error=error.message)
+            await asyncio.sleep(backoff(attempt, RETRY_BASE, RETRY_CAP, jitter=0.5))
+            attempt += 1
+
+    async def _ask(self, doomed: CollectionEntry, shards: dict[str, Shard]) -> dict[str, Shard]:
+        """Has these shards drop a collection; those that did not confirm."""
+        answers = await settled(
+            shard.client.drop(doomed.id, doomed.slot_map.epoch, DROP_TIMEOUT)
+            for shard in shards.values()
         )
-        confirmed = True
-        for shard, answer in zip(self._cluster.all(), answers, strict=True):
+        left = {}
+        for shard, answer in zip(shards.values(), answers, strict=True):
             if isinstance(answer, ClusterError):
-                confirmed = False
+                left[shard.name] = shard
                 log.warning(
                     "drop_delayed", shard=shard.name, collection=doomed.id, error=answer.message
                 )
-            elif isinstance(answer, BaseException):
-                raise answer
-        if confirmed:
-            with contextlib.suppress(NotFound):  # another router finished it
-                await self._catalog.finish_delete(doomed.id)
-        else:
-            self._left.set()
-        return confirmed
-
-    async def run(self) -> None:
-        """Finishes what is left, for ever; idle while nothing is."""
-        while True:
-            await self._left.wait()
-            self._left.clear()
-            try:
-                for doomed in await self._catalog.deleting():
-                    await self.reap(doomed)
-            except ClusterError as error:
-                log.warning("reaper_delayed", error=error.message)
-                self._left.set()
-            if self._left.is_set():
-                await asyncio.sleep(RETRY_SECONDS)
+        return left

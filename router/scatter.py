@@ -47,12 +47,15 @@ class ReadPath:
         is on the clock of time.monotonic().
         """
         patience = min(deadline, time.monotonic() + UNAVAILABLE_WINDOW)
-        for attempt in range(1, ROUNDS + 1):
+        refused: Stale | None = None
+        for attempt in range(ROUNDS):
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    if refused is not None:
+                        entry = await self._directory.reconcile(entry, refused)
                     return await read(entry)
             except Stale as error:
-                entry = await self._directory.reconcile(entry, error)
+                refused = error
             except TimeoutError:
                 raise DeadlineExpired(
                     "the shards did not answer within the deadline; give the call more time"

@@ -24,7 +24,7 @@ from router.reaper import Reaper
 from router.scatter import ReadPath
 from router.service.catalog import CatalogService
 from router.service.cluster import ClusterService
-from router.service.handlers import Handler, unary
+from router.service.handlers import Gate, Handler, unary
 from router.service.records import RecordService
 from router.settings import RouterSettings
 from router.shard_client import MAX_MESSAGE_BYTES
@@ -32,7 +32,7 @@ from router.write_path import WritePath
 
 log = structlog.get_logger(__name__)
 
-MAX_CONCURRENT_CALLS = 8192
+MAX_CONCURRENT_CALLS = 4096
 """Calls under way at once; more are refused with RESOURCE_EXHAUSTED by gRPC itself."""
 
 SERVER_OPTIONS = (
@@ -96,13 +96,12 @@ async def _serve(
     clock = SequenceClock()
     cluster = Cluster(catalog, settings, clock, tasks)
     cluster.connect(await catalog.shards())
-    reaper_task: asyncio.Task[None] | None = None
+    reaper = Reaper(catalog, cluster, tasks)
     try:
         await cluster.check_catalog()
         directory = Directory(catalog, cluster)
-        reaper = Reaper(catalog, cluster)
-        reaper_task = tasks.create_task(reaper.run(), name="reaper")
-        writes = WritePath(catalog, cluster, directory, clock)
+        await reaper.resume()
+        writes = WritePath(catalog, cluster, directory, clock, tasks)
         server, health_servicer = _grpc_server(
             settings,
             RecordService(directory, writes, ReadPath(cluster, directory), limits),
@@ -120,8 +119,7 @@ async def _serve(
         await health_servicer.enter_graceful_shutdown()
         await server.stop(settings.shutdown_grace_seconds)
     finally:
-        if reaper_task is not None:
-            reaper_task.cancel()
+        reaper.stop()
         await cluster.drain(settings.shutdown_grace_seconds)
     log.info("stopped")
 
@@ -152,6 +150,7 @@ def _grpc_server(
         catalog_pb2.DESCRIPTOR.services_by_name["CatalogService"]: catalog,
         cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"]: cluster,
     }
+    gate = Gate(settings.request_bytes)
     server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
@@ -160,7 +159,7 @@ def _grpc_server(
         for method in descriptor.methods:
             handler: Handler[Message, Message] = getattr(service, _snake(method.name))
             handlers[method.name] = unary(
-                handler, _parser(method.input_type), settings.request_timeout_seconds
+                handler, _parser(method.input_type), settings.request_timeout_seconds, gate
             )
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(descriptor.full_name, handlers),)

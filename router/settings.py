@@ -4,20 +4,31 @@ They come, strongest first, from flags, from the environment (CHROMA_ROUTER_ and
 capitals) and from one TOML file. A key that does not exist is refused, with its name.
 """
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from chroma_router.wire.errors import InvalidRequest
+
+_PREFIX = "CHROMA_ROUTER_"
+_NODE_PREFIX = "CHROMA_ROUTER_NODE_"
+_OTHERS = {"CHROMA_ROUTER_ADDR", "CHROMA_ROUTER_CONFIG"}
+"""Variables of the command line that are no settings of the router."""
 
 
 class RouterSettings(BaseSettings):
     """What an operator may set of a router."""
 
-    model_config = SettingsConfigDict(env_prefix="CHROMA_ROUTER_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
 
     listen: str = Field("127.0.0.1:50051", description="Where gRPC is served, HOST:PORT.")
     catalog: Path = Field(Path("catalog.sqlite3"), description="The catalog's SQLite file.")
@@ -27,6 +38,12 @@ class RouterSettings(BaseSettings):
     )
     queue_bytes: int = Field(
         64 << 20, ge=1 << 20, le=16 << 30, description="Most bytes that wait for one shard."
+    )
+    request_bytes: int = Field(
+        256 << 20,
+        ge=64 << 20,
+        le=16 << 30,
+        description="Most bytes of requests that are worked on at once.",
     )
     request_timeout_seconds: float = Field(
         60.0, gt=0, le=3600, description="Deadline of a call whose client sets none."
@@ -44,25 +61,69 @@ def load_settings(file: Path | None, flags: dict[str, Any]) -> RouterSettings:
 
     Raises InvalidRequest that names every wrong key and the mend.
     """
+    _check_environment()
     given = {name: value for name, value in flags.items() if value is not None}
+    if file is not None:
+        _check_readable(file)
+
+    class Sources(RouterSettings):
+        """Settings of this call's file as well."""
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            weakest = (TomlConfigSettingsSource(settings_cls, file),) if file else ()
+            return (init_settings, env_settings, *weakest)
+
     try:
-        from_file = _read(file) if file else {}
-        in_environment = RouterSettings().model_fields_set
-        weaker = {k: v for k, v in from_file.items() if k not in in_environment}
-        return RouterSettings(**{**weaker, **given})
+        return RouterSettings.model_construct(**Sources(**given).model_dump())
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']} (got {e['input']!r})"
-            for e in error.errors()
+        raise InvalidRequest(_problems(error, file, given)) from None
+
+
+def _problems(error: ValidationError, file: Path | None, given: dict[str, Any]) -> str:
+    """Every wrong setting with where it came from."""
+    problems = []
+    for problem in error.errors():
+        name = ".".join(map(str, problem["loc"])) or "settings"
+        if name in given:
+            source = f"--{name.replace('_', '-')}"
+        elif f"{_PREFIX}{name.upper()}" in os.environ:
+            source = f"{_PREFIX}{name.upper()}"
+        else:
+            source = str(file)
+        problems.append(f"{name}: {problem['msg']} (got {problem['input']!r} from {source})")
+    known = ", ".join(sorted(RouterSettings.model_fields))
+    return f"wrong settings: {'; '.join(problems)}; known keys: {known}"
+
+
+def _check_environment() -> None:
+    """Refuses variables that look like settings and are none: a typing error would go unseen."""
+    known = {f"{_PREFIX}{name.upper()}" for name in RouterSettings.model_fields}
+    wrong = sorted(
+        name
+        for name in os.environ
+        if name.startswith(_PREFIX)
+        and name not in known | _OTHERS
+        and not name.startswith(_NODE_PREFIX)
+    )
+    if wrong:
+        raise InvalidRequest(
+            f"unknown settings in the environment: {', '.join(wrong)}; known are "
+            f"{', '.join(sorted(known))}"
         )
-        known = ", ".join(sorted(RouterSettings.model_fields))
-        source = f" in {file}" if file else ""
-        raise InvalidRequest(f"wrong settings{source}: {problems}; known keys: {known}") from None
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _check_readable(file: Path) -> None:
+    """Raises InvalidRequest for a file that cannot be read or is not TOML."""
     try:
-        return tomllib.loads(file.read_text("utf-8"))
+        tomllib.loads(file.read_text("utf-8"))
     except OSError as error:
         raise InvalidRequest(f"settings file {file}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

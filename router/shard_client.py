@@ -18,7 +18,7 @@ from chroma_router.wire.errors import (
     Reason,
     Unavailable,
 )
-from chroma_router.wire.status import from_rpc_error
+from chroma_router.wire.status import carries_details, from_rpc_error
 from chroma_router.wire.version import PROTOCOL_VERSION, VERSION
 from router.core.sequence import SequenceClock
 
@@ -158,7 +158,7 @@ class ShardClient:
                 "it is being reconnected, repeat the request"
             )
             found.retry_after = 1.0
-        elif isinstance(found, Overloaded) and not found.metadata:
+        elif isinstance(found, Overloaded) and not carries_details(error):
             found = Overloaded(
                 f"shard {self.name}: a message passed the limit of {MAX_MESSAGE_BYTES >> 20} MiB "
                 f"({found.message}); ask for less at once, or write smaller batches",

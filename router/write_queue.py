@@ -21,6 +21,8 @@ from chroma_router.v1 import shard_pb2
 from chroma_router.wire.errors import (
     ClusterError,
     DeadlineExpired,
+    InternalFailure,
+    InvalidRequest,
     Overloaded,
     Reason,
     Unavailable,
@@ -52,7 +54,10 @@ class PendingWrite:
     """On the clock of time.monotonic()."""
     rows: int = field(init=False)
     size: int = field(init=False)
-    sent: bool = False
+    uncertain: bool = False
+    """An earlier try to deliver this write got no answer: it may have been applied then."""
+    under_way: bool = False
+    """It has been sent and is not answered yet."""
     done: asyncio.Future[int] = field(init=False)
     """Becomes the operation's `deleted` figure, or the error that ended it."""
 
@@ -61,12 +66,17 @@ class PendingWrite:
         self.size = self.operation.ByteSize()
         self.done = asyncio.get_running_loop().create_future()
 
+    @property
+    def maybe_applied(self) -> bool:
+        """Whether the node may have applied it, for all that has been heard."""
+        return self.uncertain or self.under_way
+
     def expired(self) -> Unavailable:
         """What a write that ran out of time must say: whether its outcome is known."""
         return Unavailable(
             "the shard did not say in time what became of the write; repeat it with the same "
             "request id, it takes effect once"
-            if self.sent
+            if self.maybe_applied
             else "the write waited for its shard past its deadline and was not applied; repeat it",
             retry_after=EXPIRED_RETRY_AFTER,
         )
@@ -109,6 +119,12 @@ class WriteQueue:
         Between this and `submit` nothing may be awaited: that makes admission of a write to several
         queues one decision.
         """
+        if size > self._limits.bytes:
+            raise InvalidRequest(
+                f"the write has {size} bytes for shard {self._shard}, more than its queue ever "
+                f"holds ({self._limits.bytes}); write smaller batches",
+                Reason.BATCH_TOO_LARGE,
+            )
         if self._closing:
             raise Unavailable("the router is shutting down", Reason.DRAINING, retry_after=1.0)
         if (
@@ -168,22 +184,25 @@ class WriteQueue:
             if not group:
                 return
             for write in group:
-                write.sent = True
+                write.under_way = True
             latest = max(write.deadline for write in group)
             try:
                 answer = await self._apply(
                     [write.operation for write in group], min(APPLY_TIMEOUT, latest - now)
                 )
-            except (Unavailable, DeadlineExpired) as error:
+            except ClusterError as error:
+                unheard = isinstance(error, Unavailable | DeadlineExpired)
+                if not unheard and error.reason is not Reason.QUEUE_FULL:
+                    self._settle(group, error)  # refused as a whole, by this try
+                    return
                 attempt += 1
+                for write in group:
+                    write.under_way = False
+                    write.uncertain |= unheard
                 log.warning(
                     "apply_repeated", shard=self._shard, attempt=attempt, error=error.message
                 )
                 await self._pause(attempt, group)
-            except ClusterError as error:
-                # The node refused the group as a whole: nothing of it was applied.
-                self._settle(group, error)
-                return
             else:
                 self._batch.observe(sum(w.rows for w in group), answer.apply_microseconds / 1e6)
                 self._settle(group, answer)
@@ -199,9 +218,20 @@ class WriteQueue:
     def _settle(
         self, group: list[PendingWrite], outcome: shard_pb2.ApplyResponse | ClusterError
     ) -> None:
+        for write in group:
+            # Who was told before this answer came was told that it is not known.
+            write.uncertain |= write.done.done()
+            write.under_way = False
         if isinstance(outcome, ClusterError):
             for write in group:
                 _fail(write, outcome)
+        elif len(outcome.results) != len(group):
+            log.error("defect", shard=self._shard, reason="wrong number of results")
+            for write in group:
+                write.uncertain = True
+                _fail(
+                    write, InternalFailure(f"shard {self._shard} broke its contract; see its log")
+                )
         else:
             for write, result in zip(group, outcome.results, strict=True):
                 if result.refused_reason:

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from chroma_router.v1 import types_pb2 as chroma__router_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63hroma_router/v1/shard.proto\x12\x10\x63hroma_router.v1\x1a\x1c\x63hroma_router/v1/types.proto\"c\n\x0cHelloRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12\x16\n\x0erouter_version\x18\x04 \x01(\t\"\x7f\n\rHelloResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x14\n\x0cnode_version\x18\x03 \x01(\t\x12\x16\n\x0e\x66ormat_version\x18\x04 \x01(\r\x12\x15\n\rhigh_sequence\x18\x05 \x01(\x04\"\x82\x01\n\x14\x43ollectionDefinition\x12\x30\n\ncollection\x18\x01 \x01(\x0b\x32\x1c.chroma_router.v1.Collection\x12\x13\n\x0b\x64\x61tabase_id\x18\x02 \x01(\t\x12\x12\n\ncreated_at\x18\x03 \x01(\x04\x12\x0f\n\x07version\x18\x04 \x01(\x04\"w\n\x13SetOwnershipRequest\x12:\n\ndefinition\x18\x01 \x01(\x0b\x32&.chroma_router.v1.CollectionDefinition\x12\x13\n\x0bowned_slots\x18\x02 \x01(\x0c\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\"^\n\x14SetOwnershipResponse\x12\x15\n\rhigh_sequence\x18\x01 \x01(\x04\x12\x1a\n\x12\x63onfiguration_json\x18\x02 \x01(\t\x12\x13\n\x0bschema_json\x18\x03 \x01(\t\"=\n\x15\x44ropCollectionRequest\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\x18\n\x16\x44ropCollectionResponse\"\xdb\x01\n\tOperation\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12-\n\x04kind\x18\x03 \x01(\x0e\x32\x1f.chroma_router.v1.OperationKind\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\r\n\x05index\x18\x05 \x01(\r\x12\x0f\n\x07records\x18\x06 \x03(\x0c\x12\x0b\n\x03ids\x18\x07 \x03(\t\x12\x11\n\tsequences\x18\x08 \x03(\x06\x12\r\n\x05where\x18\t \x01(\t\x12\x16\n\x0ewhere_document\x18\n \x01(\t\"?\n\x0c\x41pplyRequest\x12/\n\noperations\x18\x01 \x03(\x0b\x32\x1b.chroma_router.v1.Operation\"_\n\x0fOperationResult\x12\x16\n\x0erefused_reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65leted\x18\x03 \x01(\x04\x12\x12\n\nnode_epoch\x18\x04 \x01(\x04\"p\n\rApplyResponse\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.chroma_router.v1.OperationResult\x12\x1a\n\x12\x61pply_microseconds\x18\x02 \x01(\x04\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\"\xb6\x01\n\x11ShardQueryRequest\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x12\n\nembeddings\x18\x03 \x03(\x0c\x12\x11\n\tn_results\x18\x04 \x01(\r\x12(\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x18.chroma_router.v1.Filter\x12*\n\x07include\x18\x06 \x03(\x0e\x32\x19.chroma_router.v1.Include\"@\n\x10ShardQueryResult\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\x11\n\tdistances\x18\x02 \x03(\x02\x12\x0c\n\x04hits\x18\x03 \x03(\x0c\"I\n\x12ShardQueryResponse\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".chroma_router.v1.ShardQueryResult\"(\n\x08Position\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\n\n\x02id\x18\x02 \x01(\t\"\xed\x01\n\x0fShardGetRequest\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12(\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x18.chroma_router.v1.Filter\x12)\n\x05\x61\x66ter\x18\x04 \x01(\x0b\x32\x1a.chroma_router.v1.Position\x12\r\n\x05limit\x18\x05 \x01(\r\x12\x11\n\tkeys_only\x18\x06 \x01(\x08\x12*\n\x07include\x18\x07 \x03(\x0e\x32\x19.chroma_router.v1.Include\x12\x11\n\tmax_bytes\x18\x08 \x01(\x04\"Q\n\x10ShardGetResponse\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\x11\n\tsequences\x18\x02 \x03(\x06\x12\x0f\n\x07records\x18\x03 \x03(\x0c\x12\x0c\n\x04more\x18\x04 \x01(\x08\"9\n\x11ShardCountRequest\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"#\n\x12ShardCountResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\"\x16\n\x14GetShardStatsRequest\"\xbd\x01\n\x15GetShardStatsResponse\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x14\n\x0cnode_version\x18\x04 \x01(\t\x12\x12\n\ndata_bytes\x18\x05 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12\x30\n\x08holdings\x18\x07 \x03(\x0b\x32\x1e.chroma_router.v1.HoldingStats\"m\n\x0cHoldingStats\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x0f\n\x07records\x18\x04 \x01(\x04\x12\x17\n\x0funowned_records\x18\x05 \x01(\x04\"\x15\n\x13ListHoldingsRequest\"x\n\x14ListHoldingsResponse\x12:\n\ndefinition\x18\x01 \x01(\x0b\x32&.chroma_router.v1.CollectionDefinition\x12\x13\n\x0bowned_slots\x18\x02 \x01(\x0c\x12\x0f\n\x07\x64ropped\x18\x03 \x01(\x08*\x98\x01\n\rOperationKind\x12\x1e\n\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12OPERATION_KIND_ADD\x10\x01\x12\x19\n\x15OPERATION_KIND_UPDATE\x10\x02\x12\x19\n\x15OPERATION_KIND_UPSERT\x10\x03\x12\x19\n\x15OPERATION_KIND_DELETE\x10\x04\x32\xae\x06\n\x0cShardService\x12H\n\x05Hello\x12\x1e.chroma_router.v1.HelloRequest\x1a\x1f.chroma_router.v1.HelloResponse\x12]\n\x0cSetOwnership\x12%.chroma_router.v1.SetOwnershipRequest\x1a&.chroma_router.v1.SetOwnershipResponse\x12\x63\n\x0e\x44ropCollection\x12\'.chroma_router.v1.DropCollectionRequest\x1a(.chroma_router.v1.DropCollectionResponse\x12H\n\x05\x41pply\x12\x1e.chroma_router.v1.ApplyRequest\x1a\x1f.chroma_router.v1.ApplyResponse\x12W\n\nShardQuery\x12#.chroma_router.v1.ShardQueryRequest\x1a$.chroma_router.v1.ShardQueryResponse\x12Q\n\x08ShardGet\x12!.chroma_router.v1.ShardGetRequest\x1a\".chroma_router.v1.ShardGetResponse\x12W\n\nShardCount\x12#.chroma_router.v1.ShardCountRequest\x1a$.chroma_router.v1.ShardCountResponse\x12`\n\rGetShardStats\x12&.chroma_router.v1.GetShardStatsRequest\x1a\'.chroma_router.v1.GetShardStatsResponse\x12_\n\x0cListHoldings\x12%.chroma_router.v1.ListHoldingsRequest\x1a&.chroma_router.v1.ListHoldingsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63hroma_router/v1/shard.proto\x12\x10\x63hroma_router.v1\x1a\x1c\x63hroma_router/v1/types.proto\"c\n\x0cHelloRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12\x16\n\x0erouter_version\x18\x04 \x01(\t\"\x7f\n\rHelloResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x14\n\x0cnode_version\x18\x03 \x01(\t\x12\x16\n\x0e\x66ormat_version\x18\x04 \x01(\r\x12\x15\n\rhigh_sequence\x18\x05 \x01(\x04\"\x82\x01\n\x14\x43ollectionDefinition\x12\x30\n\ncollection\x18\x01 \x01(\x0b\x32\x1c.chroma_router.v1.Collection\x12\x13\n\x0b\x64\x61tabase_id\x18\x02 \x01(\t\x12\x12\n\ncreated_at\x18\x03 \x01(\x04\x12\x0f\n\x07version\x18\x04 \x01(\x04\"w\n\x13SetOwnershipRequest\x12:\n\ndefinition\x18\x01 \x01(\x0b\x32&.chroma_router.v1.CollectionDefinition\x12\x13\n\x0bowned_slots\x18\x02 \x01(\x0c\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\"^\n\x14SetOwnershipResponse\x12\x15\n\rhigh_sequence\x18\x01 \x01(\x04\x12\x1a\n\x12\x63onfiguration_json\x18\x02 \x01(\t\x12\x13\n\x0bschema_json\x18\x03 \x01(\t\"=\n\x15\x44ropCollectionRequest\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\x18\n\x16\x44ropCollectionResponse\"\xeb\x01\n\tOperation\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12-\n\x04kind\x18\x03 \x01(\x0e\x32\x1f.chroma_router.v1.OperationKind\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\r\n\x05index\x18\x05 \x01(\r\x12\x0f\n\x07records\x18\x06 \x03(\x0c\x12\x0b\n\x03ids\x18\x07 \x03(\t\x12\x11\n\tsequences\x18\x08 \x03(\x06\x12\r\n\x05where\x18\t \x01(\t\x12\x16\n\x0ewhere_document\x18\n \x01(\t\x12\x0e\n\x06\x64igest\x18\x0b \x01(\x06\"?\n\x0c\x41pplyRequest\x12/\n\noperations\x18\x01 \x03(\x0b\x32\x1b.chroma_router.v1.Operation\"_\n\x0fOperationResult\x12\x16\n\x0erefused_reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65leted\x18\x03 \x01(\x04\x12\x12\n\nnode_epoch\x18\x04 \x01(\x04\"p\n\rApplyResponse\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.chroma_router.v1.OperationResult\x12\x1a\n\x12\x61pply_microseconds\x18\x02 \x01(\x04\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\"\xb6\x01\n\x11ShardQueryRequest\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x12\n\nembeddings\x18\x03 \x03(\x0c\x12\x11\n\tn_results\x18\x04 \x01(\r\x12(\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x18.chroma_router.v1.Filter\x12*\n\x07include\x18\x06 \x03(\x0e\x32\x19.chroma_router.v1.Include\"@\n\x10ShardQueryResult\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\x11\n\tdistances\x18\x02 \x03(\x02\x12\x0c\n\x04hits\x18\x03 \x03(\x0c\"I\n\x12ShardQueryResponse\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".chroma_router.v1.ShardQueryResult\"(\n\x08Position\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\n\n\x02id\x18\x02 \x01(\t\"\x81\x02\n\x0fShardGetRequest\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12(\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x18.chroma_router.v1.Filter\x12)\n\x05\x61\x66ter\x18\x04 \x01(\x0b\x32\x1a.chroma_router.v1.Position\x12\r\n\x05limit\x18\x05 \x01(\r\x12\x11\n\tkeys_only\x18\x06 \x01(\x08\x12*\n\x07include\x18\x07 \x03(\x0e\x32\x19.chroma_router.v1.Include\x12\x11\n\tmax_bytes\x18\x08 \x01(\x04\x12\x12\n\ndeleted_by\x18\t \x01(\t\"\x82\x01\n\x10ShardGetResponse\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\x11\n\tsequences\x18\x02 \x03(\x06\x12\x0f\n\x07records\x18\x03 \x03(\x0c\x12\x0c\n\x04more\x18\x04 \x01(\x08\x12\x16\n\x0e\x64\x65leted_before\x18\x05 \x01(\x04\x12\x17\n\x0f\x64\x65lete_complete\x18\x06 \x01(\x08\"9\n\x11ShardCountRequest\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"#\n\x12ShardCountResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\"\x16\n\x14GetShardStatsRequest\"\xbd\x01\n\x15GetShardStatsResponse\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x14\n\x0cnode_version\x18\x04 \x01(\t\x12\x12\n\ndata_bytes\x18\x05 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12\x30\n\x08holdings\x18\x07 \x03(\x0b\x32\x1e.chroma_router.v1.HoldingStats\"m\n\x0cHoldingStats\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x0f\n\x07records\x18\x04 \x01(\x04\x12\x17\n\x0funowned_records\x18\x05 \x01(\x04\"\x15\n\x13ListHoldingsRequest\"x\n\x14ListHoldingsResponse\x12:\n\ndefinition\x18\x01 \x01(\x0b\x32&.chroma_router.v1.CollectionDefinition\x12\x13\n\x0bowned_slots\x18\x02 \x01(\x0c\x12\x0f\n\x07\x64ropped\x18\x03 \x01(\x08*\x98\x01\n\rOperationKind\x12\x1e\n\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12OPERATION_KIND_ADD\x10\x01\x12\x19\n\x15OPERATION_KIND_UPDATE\x10\x02\x12\x19\n\x15OPERATION_KIND_UPSERT\x10\x03\x12\x19\n\x15OPERATION_KIND_DELETE\x10\x04\x32\xae\x06\n\x0cShardService\x12H\n\x05Hello\x12\x1e.chroma_router.v1.HelloRequest\x1a\x1f.chroma_router.v1.HelloResponse\x12]\n\x0cSetOwnership\x12%.chroma_router.v1.SetOwnershipRequest\x1a&.chroma_router.v1.SetOwnershipResponse\x12\x63\n\x0e\x44ropCollection\x12\'.chroma_router.v1.DropCollectionRequest\x1a(.chroma_router.v1.DropCollectionResponse\x12H\n\x05\x41pply\x12\x1e.chroma_router.v1.ApplyRequest\x1a\x1f.chroma_router.v1.ApplyResponse\x12W\n\nShardQuery\x12#.chroma_router.v1.ShardQueryRequest\x1a$.chroma_router.v1.ShardQueryResponse\x12Q\n\x08ShardGet\x12!.chroma_router.v1.ShardGetRequest\x1a\".chroma_router.v1.ShardGetResponse\x12W\n\nShardCount\x12#.chroma_router.v1.ShardCountRequest\x1a$.chroma_router.v1.ShardCountResponse\x12`\n\rGetShardStats\x12&.chroma_router.v1.GetShardStatsRequest\x1a\'.chroma_router.v1.GetShardStatsResponse\x12_\n\x0cListHoldings\x12%.chroma_router.v1.ListHoldingsRequest\x1a&.chroma_router.v1.ListHoldingsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chroma_router.v1.shard_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPERATIONKIND']._serialized_start=2507
-  _globals['_OPERATIONKIND']._serialized_end=2659
+  _globals['_OPERATIONKIND']._serialized_start=2593
+  _globals['_OPERATIONKIND']._serialized_end=2745
   _globals['_HELLOREQUEST']._serialized_start=80
   _globals['_HELLOREQUEST']._serialized_end=179
   _globals['_HELLORESPONSE']._serialized_start=181
@@ -49,39 +49,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DROPCOLLECTIONRESPONSE']._serialized_start=723
   _globals['_DROPCOLLECTIONRESPONSE']._serialized_end=747
   _globals['_OPERATION']._serialized_start=750
-  _globals['_OPERATION']._serialized_end=969
-  _globals['_APPLYREQUEST']._serialized_start=971
-  _globals['_APPLYREQUEST']._serialized_end=1034
-  _globals['_OPERATIONRESULT']._serialized_start=1036
-  _globals['_OPERATIONRESULT']._serialized_end=1131
-  _globals['_APPLYRESPONSE']._serialized_start=1133
-  _globals['_APPLYRESPONSE']._serialized_end=1245
-  _globals['_SHARDQUERYREQUEST']._serialized_start=1248
-  _globals['_SHARDQUERYREQUEST']._serialized_end=1430
-  _globals['_SHARDQUERYRESULT']._serialized_start=1432
-  _globals['_SHARDQUERYRESULT']._serialized_end=1496
-  _globals['_SHARDQUERYRESPONSE']._serialized_start=1498
-  _globals['_SHARDQUERYRESPONSE']._serialized_end=1571
-  _globals['_POSITION']._serialized_start=1573
-  _globals['_POSITION']._serialized_end=1613
-  _globals['_SHARDGETREQUEST']._serialized_start=1616
-  _globals['_SHARDGETREQUEST']._serialized_end=1853
-  _globals['_SHARDGETRESPONSE']._serialized_start=1855
-  _globals['_SHARDGETRESPONSE']._serialized_end=1936
-  _globals['_SHARDCOUNTREQUEST']._serialized_start=1938
-  _globals['_SHARDCOUNTREQUEST']._serialized_end=1995
-  _globals['_SHARDCOUNTRESPONSE']._serialized_start=1997
-  _globals['_SHARDCOUNTRESPONSE']._serialized_end=2032
-  _globals['_GETSHARDSTATSREQUEST']._serialized_start=2034
-  _globals['_GETSHARDSTATSREQUEST']._serialized_end=2056
-  _globals['_GETSHARDSTATSRESPONSE']._serialized_start=2059
-  _globals['_GETSHARDSTATSRESPONSE']._serialized_end=2248
-  _globals['_HOLDINGSTATS']._serialized_start=2250
-  _globals['_HOLDINGSTATS']._serialized_end=2359
-  _globals['_LISTHOLDINGSREQUEST']._serialized_start=2361
-  _globals['_LISTHOLDINGSREQUEST']._serialized_end=2382
-  _globals['_LISTHOLDINGSRESPONSE']._serialized_start=2384
-  _globals['_LISTHOLDINGSRESPONSE']._serialized_end=2504
-  _globals['_SHARDSERVICE']._serialized_start=2662
-  _globals['_SHARDSERVICE']._serialized_end=3476
+  _globals['_OPERATION']._serialized_end=985
+  _globals['_APPLYREQUEST']._serialized_start=987
+  _globals['_APPLYREQUEST']._serialized_end=1050
+  _globals['_OPERATIONRESULT']._serialized_start=1052
+  _globals['_OPERATIONRESULT']._serialized_end=1147
+  _globals['_APPLYRESPONSE']._serialized_start=1149
+  _globals['_APPLYRESPONSE']._serialized_end=1261
+  _globals['_SHARDQUERYREQUEST']._serialized_start=1264
+  _globals['_SHARDQUERYREQUEST']._serialized_end=1446
+  _globals['_SHARDQUERYRESULT']._serialized_start=1448
+  _globals['_SHARDQUERYRESULT']._serialized_end=1512
+  _globals['_SHARDQUERYRESPONSE']._serialized_start=1514
+  _globals['_SHARDQUERYRESPONSE']._serialized_end=1587
+  _globals['_POSITION']._serialized_start=1589
+  _globals['_POSITION']._serialized_end=1629
+  _globals['_SHARDGETREQUEST']._serialized_start=1632
+  _globals['_SHARDGETREQUEST']._serialized_end=1889
+  _globals['_SHARDGETRESPONSE']._serialized_start=1892
+  _globals['_SHARDGETRESPONSE']._serialized_end=2022
+  _globals['_SHARDCOUNTREQUEST']._serialized_start=2024
+  _globals['_SHARDCOUNTREQUEST']._serialized_end=2081
+  _globals['_SHARDCOUNTRESPONSE']._serialized_start=2083
+  _globals['_SHARDCOUNTRESPONSE']._serialized_end=2118
+  _globals['_GETSHARDSTATSREQUEST']._serialized_start=2120
+  _globals['_GETSHARDSTATSREQUEST']._serialized_end=2142
+  _globals['_GETSHARDSTATSRESPONSE']._serialized_start=2145
+  _globals['_GETSHARDSTATSRESPONSE']._serialized_end=2334
+  _globals['_HOLDINGSTATS']._serialized_start=2336
+  _globals['_HOLDINGSTATS']._serialized_end=2445
+  _globals['_LISTHOLDINGSREQUEST']._serialized_start=2447
+  _globals['_LISTHOLDINGSREQUEST']._serialized_end=2468
+  _globals['_LISTHOLDINGSRESPONSE']._serialized_start=2470
+  _globals['_LISTHOLDINGSRESPONSE']._serialized_end=2590
+  _globals['_SHARDSERVICE']._serialized_start=2748
+  _globals['_SHARDSERVICE']._serialized_end=3562
 # @@protoc_insertion_point(module_scope)

@@ -92,7 +92,7 @@ class DropCollectionResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class Operation(_message.Message):
-    __slots__ = ("collection_id", "epoch", "kind", "request_id", "index", "records", "ids", "sequences", "where", "where_document")
+    __slots__ = ("collection_id", "epoch", "kind", "request_id", "index", "records", "ids", "sequences", "where", "where_document", "digest")
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +103,7 @@ class Operation(_message.Message):
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     WHERE_FIELD_NUMBER: _ClassVar[int]
     WHERE_DOCUMENT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     collection_id: str
     epoch: int
     kind: OperationKind
@@ -113,7 +114,8 @@ class Operation(_message.Message):
     sequences: _containers.RepeatedScalarFieldContainer[int]
     where: str
     where_document: str
-    def __init__(self, collection_id: _Optional[str] = ..., epoch: _Optional[int] = ..., kind: _Optional[_Union[OperationKind, str]] = ..., request_id: _Optional[str] = ..., index: _Optional[int] = ..., records: _Optional[_Iterable[bytes]] = ..., ids: _Optional[_Iterable[str]] = ..., sequences: _Optional[_Iterable[int]] = ..., where: _Optional[str] = ..., where_document: _Optional[str] = ...) -> None: ...
+    digest: int
+    def __init__(self, collection_id: _Optional[str] = ..., epoch: _Optional[int] = ..., kind: _Optional[_Union[OperationKind, str]] = ..., request_id: _Optional[str] = ..., index: _Optional[int] = ..., records: _Optional[_Iterable[bytes]] = ..., ids: _Optional[_Iterable[str]] = ..., sequences: _Optional[_Iterable[int]] = ..., where: _Optional[str] = ..., where_document: _Optional[str] = ..., digest: _Optional[int] = ...) -> None: ...
 
 class ApplyRequest(_message.Message):
     __slots__ = ("operations",)
@@ -184,7 +186,7 @@ class Position(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., id: _Optional[str] = ...) -> None: ...
 
 class ShardGetRequest(_message.Message):
-    __slots__ = ("collection_id", "epoch", "filter", "after", "limit", "keys_only", "include", "max_bytes")
+    __slots__ = ("collection_id", "epoch", "filter", "after", "limit", "keys_only", "include", "max_bytes", "deleted_by")
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
@@ -193,6 +195,7 @@ class ShardGetRequest(_message.Message):
     KEYS_ONLY_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_FIELD_NUMBER: _ClassVar[int]
     MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DELETED_BY_FIELD_NUMBER: _ClassVar[int]
     collection_id: str
     epoch: int
     filter: _types_pb2.Filter
@@ -201,19 +204,24 @@ class ShardGetRequest(_message.Message):
     keys_only: bool
     include: _containers.RepeatedScalarFieldContainer[_types_pb2.Include]
     max_bytes: int
-    def __init__(self, collection_id: _Optional[str] = ..., epoch: _Optional[int] = ..., filter: _Optional[_Union[_types_pb2.Filter, _Mapping]] = ..., after: _Optional[_Union[Position, _Mapping]] = ..., limit: _Optional[int] = ..., keys_only: _Optional[bool] = ..., include: _Optional[_Iterable[_Union[_types_pb2.Include, str]]] = ..., max_bytes: _Optional[int] = ...) -> None: ...
+    deleted_by: str
+    def __init__(self, collection_id: _Optional[str] = ..., epoch: _Optional[int] = ..., filter: _Optional[_Union[_types_pb2.Filter, _Mapping]] = ..., after: _Optional[_Union[Position, _Mapping]] = ..., limit: _Optional[int] = ..., keys_only: _Optional[bool] = ..., include: _Optional[_Iterable[_Union[_types_pb2.Include, str]]] = ..., max_bytes: _Optional[int] = ..., deleted_by: _Optional[str] = ...) -> None: ...
 
 class ShardGetResponse(_message.Message):
-    __slots__ = ("ids", "sequences", "records", "more")
+    __slots__ = ("ids", "sequences", "records", "more", "deleted_before", "delete_complete")
     IDS_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
+    DELETED_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    DELETE_COMPLETE_FIELD_NUMBER: _ClassVar[int]
     ids: _containers.RepeatedScalarFieldContainer[str]
     sequences: _containers.RepeatedScalarFieldContainer[int]
     records: _containers.RepeatedScalarFieldContainer[bytes]
     more: bool
-    def __init__(self, ids: _Optional[_Iterable[str]] = ..., sequences: _Optional[_Iterable[int]] = ..., records: _Optional[_Iterable[bytes]] = ..., more: _Optional[bool] = ...) -> None: ...
+    deleted_before: int
+    delete_complete: bool
+    def __init__(self, ids: _Optional[_Iterable[str]] = ..., sequences: _Optional[_Iterable[int]] = ..., records: _Optional[_Iterable[bytes]] = ..., more: _Optional[bool] = ..., deleted_before: _Optional[int] = ..., delete_complete: _Optional[bool] = ...) -> None: ...
 
 class ShardCountRequest(_message.Message):
     __slots__ = ("collection_id", "epoch")

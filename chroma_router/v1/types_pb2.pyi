@@ -155,17 +155,21 @@ class Collection(_message.Message):
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., tenant: _Optional[str] = ..., database: _Optional[str] = ..., metadata: _Optional[_Mapping[str, MetadataValue]] = ..., configuration_json: _Optional[str] = ..., schema_json: _Optional[str] = ..., dimension: _Optional[int] = ..., epoch: _Optional[int] = ..., placement_shards: _Optional[int] = ...) -> None: ...
 
 class WriteOutcome(_message.Message):
-    __slots__ = ("request_id", "applied_shards", "refused_shards", "unknown_shards", "refused_ids", "unknown_ids")
+    __slots__ = ("request_id", "applied_shards", "refused_shards", "unknown_shards", "refused_ids", "unknown_ids", "refused_count", "unknown_count")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     APPLIED_SHARDS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_SHARDS_FIELD_NUMBER: _ClassVar[int]
     UNKNOWN_SHARDS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_IDS_FIELD_NUMBER: _ClassVar[int]
     UNKNOWN_IDS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_COUNT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     applied_shards: _containers.RepeatedScalarFieldContainer[str]
     refused_shards: _containers.RepeatedScalarFieldContainer[str]
     unknown_shards: _containers.RepeatedScalarFieldContainer[str]
     refused_ids: _containers.RepeatedScalarFieldContainer[str]
     unknown_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, request_id: _Optional[str] = ..., applied_shards: _Optional[_Iterable[str]] = ..., refused_shards: _Optional[_Iterable[str]] = ..., unknown_shards: _Optional[_Iterable[str]] = ..., refused_ids: _Optional[_Iterable[str]] = ..., unknown_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    refused_count: int
+    unknown_count: int
+    def __init__(self, request_id: _Optional[str] = ..., applied_shards: _Optional[_Iterable[str]] = ..., refused_shards: _Optional[_Iterable[str]] = ..., unknown_shards: _Optional[_Iterable[str]] = ..., refused_ids: _Optional[_Iterable[str]] = ..., unknown_ids: _Optional[_Iterable[str]] = ..., refused_count: _Optional[int] = ..., unknown_count: _Optional[int] = ...) -> None: ...

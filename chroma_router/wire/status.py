@@ -21,6 +21,25 @@ _DETAILS_KEY = "grpc-status-details-bin"
 _STATUS_BY_CODE = {status.value[0]: status for status in grpc.StatusCode}
 
 
+MAX_TEXT_BYTES = 1000
+"""Bytes of an error's message, and of a metadata value: a status travels in HTTP/2 headers, of
+which gRPC takes 8 KiB by default, and the message travels twice."""
+
+
+def bounded(text: str) -> str:
+    """A text cut to MAX_TEXT_BYTES of UTF-8."""
+    data = text.encode("utf-8", "replace")
+    if len(data) <= MAX_TEXT_BYTES:
+        return text
+    return data[: MAX_TEXT_BYTES - 3].decode("utf-8", "ignore") + "…"
+
+
+def carries_details(error: grpc.RpcError) -> bool:
+    """Whether a failed call's error was told by one of ours, and not by gRPC on the way."""
+    call: Any = error
+    return any(key == _DETAILS_KEY for key, _ in call.trailing_metadata() or ())
+
+
 def grpc_status(error: ClusterError) -> grpc.StatusCode:
     """The gRPC status of an error's class."""
     return _STATUS_BY_CODE[error.code]
@@ -29,7 +48,9 @@ def grpc_status(error: ClusterError) -> grpc.StatusCode:
 def to_status(error: ClusterError) -> status_pb2.Status:
     """The google.rpc.Status that carries an error over the wire."""
     info = error_details_pb2.ErrorInfo(
-        reason=error.reason.value, domain=DOMAIN, metadata=error.metadata
+        reason=error.reason.value,
+        domain=DOMAIN,
+        metadata={key: bounded(value) for key, value in error.metadata.items()},
     )
     messages: list[Message] = [info]
     if error.retry_after is not None:
@@ -37,7 +58,7 @@ def to_status(error: ClusterError) -> status_pb2.Status:
         delay.FromMilliseconds(round(error.retry_after * 1000))
         messages.append(error_details_pb2.RetryInfo(retry_delay=delay))
     messages.extend(error.details)
-    status = status_pb2.Status(code=error.code, message=error.message)
+    status = status_pb2.Status(code=error.code, message=bounded(error.message))
     for message in messages:
         if isinstance(message, any_pb2.Any):  # received from elsewhere and passed on unopened
             status.details.add().CopyFrom(message)

@@ -1,13 +1,14 @@
 """CatalogService: tenants, databases and collections, kept in the catalog and told to the nodes."""
 
+import contextlib
 import json
 import time
 import uuid
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 from chroma_router.v1 import catalog_pb2, types_pb2
-from chroma_router.wire.errors import ClusterError, InvalidRequest, NotAllowed, NotFound, Reason
+from chroma_router.wire.errors import InvalidRequest, NotAllowed, NotFound, Reason, Stale
 from chroma_router.wire.records import metadata_from_wire
 from router.catalog import Catalog, Metadata, NewCollection
 from router.cluster import Cluster
@@ -30,6 +31,9 @@ from router.directory import (
 from router.reaper import Reaper
 
 FIRST_EPOCH = 1
+
+CHANGE_ROUNDS = 20
+"""How often a change of a collection is decided again because another one came first."""
 
 
 class CatalogService:
@@ -85,13 +89,13 @@ class CatalogService:
         return catalog_pb2.ListDatabasesResponse(databases=[_database(e) for e in entries])
 
     async def delete_database(
-        self, request: catalog_pb2.DeleteDatabaseRequest, _deadline: float
+        self, request: catalog_pb2.DeleteDatabaseRequest, deadline: float
     ) -> catalog_pb2.DeleteDatabaseResponse:
         """Deletes a database: first its collections, then itself."""
         tenant = request.tenant or DEFAULT_TENANT
         await self._catalog.get_database(request.name, tenant)
         for entry in await self._catalog.list_collections(tenant, request.name, None, 0):
-            await self._delete(entry)
+            await self._delete(entry, deadline)
         await self._catalog.remove_database(request.name, tenant)
         return catalog_pb2.DeleteDatabaseResponse()
 
@@ -103,10 +107,6 @@ class CatalogService:
         check_collection_metadata(request.metadata)
         checked_json(request.configuration_json, "configuration_json")
         checked_json(request.schema_json, "schema_json")
-        if request.configuration_json and request.schema_json:
-            raise InvalidRequest(
-                "configuration_json and schema_json: a collection takes one of them, not both"
-            )
         if not self._cluster.names:
             raise NotAllowed(
                 "the cluster has no shards; start the router with `--shard NAME=ADDRESS`",
@@ -127,13 +127,15 @@ class CatalogService:
             slot_map=SlotMap.deal(FIRST_EPOCH, homes),
         )
         entry, created = await self._catalog.create_collection(new, request.get_or_create)
+        made = not created
         try:
             entry = await self._directory.described(entry)
-        except ClusterError:
-            if created:
-                # The engine refused the configuration, or no shard is there: as if never made.
-                await self._delete(entry)
-            raise
+            made = True
+        finally:
+            if not made:
+                # The engine refused the configuration, no shard is there, or the caller went away
+                # before it could learn the id: as if never made.
+                await self._delete(entry, deadline=0.0)
         self._directory.remember(entry)
         return catalog_pb2.CreateCollectionResponse(
             collection=collection_message(entry), created=created
@@ -174,39 +176,66 @@ class CatalogService:
     ) -> catalog_pb2.UpdateCollectionResponse:
         """Changes a collection in the catalog, then on the shards that answer."""
         entry = await self._current(request.collection)
-        changes: dict[str, object] = {}
+        changes: dict[str, Any] = {}
         if request.HasField("new_name"):
             check_collection_name(request.new_name)
             changes["name"] = request.new_name
         if request.replace_metadata:
             check_collection_metadata(request.new_metadata)
-            changes["metadata"] = _metadata(request.new_metadata)
-        if request.new_configuration_json:
-            update = checked_json(request.new_configuration_json, "new_configuration_json") or {}
-            changes["configuration_json"] = merged_configuration(entry.configuration_json, update)
-        if changes:
-            entry = await self._change(entry, changes)
+            changes["metadata"] = _metadata(request.new_metadata) or {}
+        update = checked_json(request.new_configuration_json, "new_configuration_json") or {}
+        if changes or update:
+            entry = await self._change(entry, changes, update)
         return catalog_pb2.UpdateCollectionResponse(collection=collection_message(entry))
 
     async def delete_collection(
-        self, request: catalog_pb2.DeleteCollectionRequest, _deadline: float
+        self, request: catalog_pb2.DeleteCollectionRequest, deadline: float
     ) -> catalog_pb2.DeleteCollectionResponse:
         """Deletes a collection."""
-        await self._delete(await self._current(request.collection))
+        await self._delete(await self._current(request.collection), deadline)
         return catalog_pb2.DeleteCollectionResponse()
 
-    async def _change(self, before: CollectionEntry, changes: dict[str, object]) -> CollectionEntry:
-        """Changes the catalog, then the shards; taken back if the engine refuses the change."""
-        entry = await self._catalog.update_collection(before, **changes)  # type: ignore[arg-type]
+    async def _change(
+        self, before: CollectionEntry, changes: dict[str, Any], update: dict[str, Any]
+    ) -> CollectionEntry:
+        """Changes the catalog, then the shards; taken back if the engine refuses the change.
+
+        `update` is merged into the configuration. Another change of the collection meanwhile (even
+        a first write fixing its dimension is one) means deciding again, on what it is now.
+        """
+        for _ in range(CHANGE_ROUNDS):
+            if update:
+                changes["configuration_json"] = merged_configuration(
+                    before.configuration_json, update
+                )
+            try:
+                entry = await self._catalog.update_collection(before, **changes)
+                break
+            except Stale:
+                before = await self._directory.refresh(before.id)
+        else:
+            raise Stale(
+                f"collection [{before.name}] kept being changed by others; repeat the request",
+                Reason.CONFLICT,
+                retry_after=1.0,
+            )
         try:
             await self._directory.push(entry)
         except InvalidRequest:
-            back = {name: getattr(before, name) for name in changes}
-            entry = await self._catalog.update_collection(entry, **back)
+            await self._take_back(before, changes)
             raise
-        finally:
-            self._directory.remember(entry)
-        return entry
+        return self._directory.remember(entry)
+
+    async def _take_back(self, before: CollectionEntry, changes: dict[str, Any]) -> None:
+        """Undoes a change that the engine refused."""
+        back = {name: getattr(before, name) for name in changes}
+        if "metadata" in back:
+            back["metadata"] = back["metadata"] or {}
+        for _ in range(CHANGE_ROUNDS):
+            now = await self._catalog.collection(before.id)
+            with contextlib.suppress(Stale):
+                self._directory.remember(await self._catalog.update_collection(now, **back))
+                return
 
     async def _current(self, ref: types_pb2.CollectionRef) -> CollectionEntry:
         """A collection as the catalog has it now, not as this router remembers it."""
@@ -214,17 +243,17 @@ class CatalogService:
             return await self._directory.refresh(ref.id)
         return await self._directory.resolve(ref)
 
-    async def _delete(self, entry: CollectionEntry) -> None:
+    async def _delete(self, entry: CollectionEntry, deadline: float) -> None:
         """DESIGN.md: catalog to DELETING, nodes drop and remember, then the catalog forgets."""
         try:
             doomed = await self._catalog.begin_delete(entry.id)
         except NotFound:
             return  # another request was quicker
         self._directory.forget(entry.id)
-        await self._reaper.reap(doomed)
+        await self._reaper.finish(doomed, max(0.0, deadline - time.monotonic()))
 
 
-def merged_configuration(current_json: str, update: dict[str, object]) -> str:
+def merged_configuration(current_json: str, update: dict[str, Any]) -> str:
     """Chroma's collection configuration with an update merged in; raises InvalidRequest for a part
     that cannot be changed."""
     current = checked_json(current_json, "configuration_json") or {}

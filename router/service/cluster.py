@@ -70,7 +70,7 @@ class ClusterService:
         return cluster_pb2.ListShardsResponse(shards=await self._shards())
 
     async def reset(
-        self, _request: cluster_pb2.ResetRequest, _deadline: float
+        self, _request: cluster_pb2.ResetRequest, deadline: float
     ) -> cluster_pb2.ResetResponse:
         """Deletes everything, where that is allowed."""
         if not self._allow_reset:
@@ -82,7 +82,9 @@ class ClusterService:
         doomed = await self._catalog.reset()
         for entry in doomed:
             self._directory.forget(entry.id)
-        await asyncio.gather(*(self._reaper.reap(entry) for entry in doomed))
+        async with asyncio.TaskGroup() as group:
+            for entry in doomed:
+                group.create_task(self._reaper.finish(entry, max(0.0, deadline - time.monotonic())))
         return cluster_pb2.ResetResponse()
 
     async def _active(self) -> list[CollectionEntry]:
@@ -91,7 +93,9 @@ class ClusterService:
 
     async def _shards(self) -> list[cluster_pb2.Shard]:
         names = {entry.id: entry.name for entry in await self._active()}
-        return await asyncio.gather(*(_describe(shard, names) for shard in self._cluster.all()))
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_describe(shard, names)) for shard in self._cluster.all()]
+        return [task.result() for task in tasks]
 
 
 async def _describe(shard: Shard, names: dict[str, str]) -> cluster_pb2.Shard:

@@ -1,7 +1,9 @@
 """How every call is wrapped: its deadline, its errors, and what is logged of a defect."""
 
+import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import NoReturn, TypeVar, cast
 
 import grpc
@@ -10,10 +12,14 @@ from google.protobuf.message import DecodeError, Message
 
 from chroma_router.wire.errors import (
     ClusterError,
+    DeadlineExpired,
     InternalFailure,
     InvalidRequest,
+    Overloaded,
+    Reason,
 )
-from chroma_router.wire.status import grpc_status, status_metadata
+from chroma_router.wire.status import bounded, grpc_status, status_metadata
+from router.shard_client import MAX_MESSAGE_BYTES
 
 log = structlog.get_logger(__name__)
 
@@ -28,10 +34,34 @@ ANSWER_MARGIN = 0.25
 given up: a client that cancelled learns nothing of what became of its write."""
 
 
+class Gate:
+    """Bounds the bytes of all requests that are being worked on (invariant 6)."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._bytes = 0
+
+    @contextlib.contextmanager
+    def passed(self, size: int) -> Iterator[None]:
+        """Holds `size` bytes of the bound meanwhile. Raises Overloaded when they do not fit."""
+        if self._bytes + size > self._limit:
+            raise Overloaded(
+                f"the router is working on {self._bytes} bytes of requests and takes no more than "
+                f"{self._limit}; slow down and repeat",
+                retry_after=0.5,
+            )
+        self._bytes += size
+        try:
+            yield
+        finally:
+            self._bytes -= size
+
+
 def unary(
     handler: Handler[_Request, _Response],
     parse: Callable[[bytes], _Request],
     default_timeout: float,
+    gate: Gate,
 ) -> "grpc.RpcMethodHandler[bytes, bytes]":
     """The gRPC handler of a unary call.
 
@@ -42,12 +72,24 @@ def unary(
         # None when the client set no deadline; the stubs deny it.
         remaining = cast(float | None, context.time_remaining())
         seconds = default_timeout if remaining is None else max(0.0, remaining)
-        deadline = time.monotonic() + seconds - min(ANSWER_MARGIN, seconds / 10)
+        margin = min(ANSWER_MARGIN, seconds / 10)
+        deadline = time.monotonic() + seconds - margin
         try:
-            answer = await handler(parse(data), deadline)
-            return answer.SerializeToString()
+            with gate.passed(len(data)):
+                # Handlers mind the deadline themselves and can say more at it; this is for those
+                # that wait for something else.
+                async with asyncio.timeout(seconds - margin / 2):
+                    answer = await handler(parse(data), deadline)
+                return _packed(answer)
         except ClusterError as error:
             await _abort(context, error)
+        except TimeoutError:
+            await _abort(
+                context,
+                DeadlineExpired(
+                    f"the router was not done within {seconds:.3f} s; give the call more time"
+                ),
+            )
         except DecodeError:
             await _abort(
                 context,
@@ -70,8 +112,19 @@ def unary(
     return method
 
 
+def _packed(answer: Message) -> bytes:
+    data = answer.SerializeToString()
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise Overloaded(
+            f"the answer has {len(data)} bytes, more than the {MAX_MESSAGE_BYTES} of a message; "
+            "ask for fewer records, fewer hits, or less of each",
+            Reason.ANSWER_TOO_LARGE,
+        )
+    return data
+
+
 async def _abort(
     context: "grpc.aio.ServicerContext[bytes, bytes]", error: ClusterError
 ) -> NoReturn:
-    await context.abort(grpc_status(error), error.message, status_metadata(error))
+    await context.abort(grpc_status(error), bounded(error.message), status_metadata(error))
     raise AssertionError("abort returned")

@@ -6,6 +6,8 @@ Records pass through as bytes: views.proto has the layouts that leave them unope
 import os
 import time
 
+import mmh3
+
 from chroma_router.v1 import records_pb2, shard_pb2, types_pb2, views_pb2
 from chroma_router.wire.errors import InvalidRequest
 from chroma_router.wire.request_id import RANDOM_BYTES, new_request_id
@@ -32,6 +34,9 @@ _OPERATIONS = {
     WriteKind.UPDATE: shard_pb2.OPERATION_KIND_UPDATE,
     WriteKind.UPSERT: shard_pb2.OPERATION_KIND_UPSERT,
 }
+
+KEY_BLOCK = 100_000
+"""How many keys are merged at once to pass over an offset."""
 
 Key = tuple[int, str]
 """A record's place in the order of its collection: (sequence, id)."""
@@ -84,6 +89,7 @@ class RecordService:
             ids=checked.ids,
             records=records,
             sequences=self._writes.sequences(len(records)) if may_be_new else (),
+            digest=_digest(*records),
         )
         await self._writes.write(entry, write, checked.dimension, deadline)
         return request_id
@@ -105,20 +111,45 @@ class RecordService:
         if limited and not conditional:
             raise InvalidRequest("limit: can only be specified when a where clause is given")
         entry = await self._directory.resolve(request.collection)
-        ids = list(chosen.ids)
+        ids, before = list(chosen.ids), 0
         if limited:
-            keys = await self._keys(entry, chosen, request.limit, deadline)
-            ids = [record_id for _, record_id in keys]
+            ids, before = await self._oldest(entry, request, request_id, deadline)
+            if not ids:
+                return records_pb2.DeleteResponse(deleted=before, request_id=request_id)
         write = Write(
             kind=shard_pb2.OPERATION_KIND_DELETE,
             request_id=request_id,
             ids=ids,
             where=chosen.where,
             where_document=chosen.where_document,
+            digest=_digest(chosen.SerializeToString(deterministic=True), request.limit),
             to_all_shards=not chosen.by_ids and not limited,
         )
         deleted = await self._writes.write(entry, write, None, deadline)
-        return records_pb2.DeleteResponse(deleted=deleted, request_id=request_id)
+        return records_pb2.DeleteResponse(deleted=before + deleted, request_id=request_id)
+
+    async def _oldest(
+        self,
+        entry: CollectionEntry,
+        request: records_pb2.DeleteRequest,
+        request_id: str,
+        deadline: float,
+    ) -> tuple[list[str], int]:
+        """The oldest records that a limited delete has still to delete, and how many it has deleted
+        on shards that are done with it: a repeat counts what is already gone (invariant 8)."""
+        answers = await self._shard_pages(
+            entry, request.filter, None, max(1, request.limit), deadline, None, request_id
+        )
+        before = sum(answer.deleted_before for answer in answers)
+        pages = [
+            ShardRows(a.sequences, a.ids, (), a.more) for a in answers if not a.delete_complete
+        ]
+        left = request.limit - before
+        if left <= 0 or not pages:
+            return [], before
+        # A shard that is not done counts what it has deleted before in its own answer.
+        started = sum(a.deleted_before for a in answers if not a.delete_complete)
+        return [record_id for _, record_id in merge_rows(pages, left).keys], before - started
 
     async def get(
         self, request: records_pb2.GetRequest, deadline: float
@@ -141,9 +172,9 @@ class RecordService:
         if token is None and request.offset:
             # The place of the offset is only known when all shards' keys are merged; the contents
             # of the page are then fetched by id.
-            keys = await self._keys(entry, chosen, request.offset + wanted + 1, deadline)
-            page = keys[request.offset : request.offset + wanted]
-            more_keys = len(keys) > request.offset + wanted
+            keys = await self._keys(entry, chosen, request.offset, wanted + 1, deadline)
+            page = keys[:wanted]
+            more_keys = len(keys) > wanted
             if not page:
                 return views_pb2.GetResponseView()
             chosen = types_pb2.Filter(ids=[record_id for _, record_id in page], by_ids=True)
@@ -227,19 +258,33 @@ class RecordService:
         return given or new_request_id(time.time_ns() // 1_000_000, os.urandom(RANDOM_BYTES))
 
     async def _keys(
-        self, entry: CollectionEntry, chosen: types_pb2.Filter, limit: int, deadline: float
+        self,
+        entry: CollectionEntry,
+        chosen: types_pb2.Filter,
+        offset: int,
+        limit: int,
+        deadline: float,
     ) -> list[Key]:
-        """The first `limit` keys of the chosen records over all shards, in order."""
-        keys: list[Key] = []
+        """At most `limit` keys of the chosen records after the first `offset` of them, in order.
+
+        What is passed over is read block by block, so that no offset holds more than a block.
+        """
         after: Key | None = None
-        while len(keys) < limit:
-            wanted = min(limit - len(keys), self._limits.max_shard_get_records)
+        while offset > KEY_BLOCK:
+            rows = await self._rows(entry, chosen, after, KEY_BLOCK, deadline, None)
+            if not rows.more:
+                return []
+            offset -= len(rows.keys)
+            after = rows.keys[-1]
+        keys: list[Key] = []
+        while len(keys) < offset + limit:
+            wanted = offset + limit - len(keys)
             rows = await self._rows(entry, chosen, after, wanted, deadline, None)
-            keys.extend(rows.keys)
-            if not rows.more or not rows.keys:
+            keys += rows.keys
+            if not rows.more:
                 break
             after = rows.keys[-1]
-        return keys
+        return keys[offset:]
 
     async def _rows(
         self,
@@ -251,6 +296,22 @@ class RecordService:
         include: list[types_pb2.Include] | None,
     ) -> MergedRows:
         """The next rows of the chosen records over all shards; keys only if `include` is None."""
+        answers = await self._shard_pages(entry, chosen, after, limit, deadline, include)
+        return merge_rows(
+            [ShardRows(a.sequences, a.ids, a.records, a.more) for a in answers], limit
+        )
+
+    async def _shard_pages(
+        self,
+        entry: CollectionEntry,
+        chosen: types_pb2.Filter,
+        after: Key | None,
+        limit: int,
+        deadline: float,
+        include: list[types_pb2.Include] | None,
+        deleted_by: str = "",
+    ) -> list[shard_pb2.ShardGetResponse]:
+        """The next rows of each shard, from one epoch."""
         place = shard_pb2.Position(sequence=after[0], id=after[1]) if after else None
 
         async def read(entry: CollectionEntry) -> list[shard_pb2.ShardGetResponse]:
@@ -261,10 +322,11 @@ class RecordService:
                     epoch=entry.slot_map.epoch,
                     filter=part,
                     after=place,
-                    limit=limit,
+                    limit=min(limit, self._limits.max_shard_get_records),
                     keys_only=include is None,
                     include=include or (),
                     max_bytes=self._limits.max_page_bytes // max(1, len(parts)),
+                    deleted_by=deleted_by,
                 )
                 for shard, part in parts.items()
             }
@@ -272,9 +334,7 @@ class RecordService:
                 requests, lambda shard, part: shard.client.get(part, _left(deadline))
             )
 
-        answers = await self._reads.consistently(entry, deadline, read)
-        pages = [ShardRows(a.sequences, a.ids, a.records, a.more) for a in answers]
-        return merge_rows(pages, limit)
+        return await self._reads.consistently(entry, deadline, read)
 
 
 def _filters(entry: CollectionEntry, chosen: types_pb2.Filter) -> dict[str, types_pb2.Filter]:
@@ -287,6 +347,15 @@ def _filters(entry: CollectionEntry, chosen: types_pb2.Filter) -> dict[str, type
         )
         for shard, ids in ids_by_shard(entry.slot_map, chosen.ids).items()
     }
+
+
+def _digest(*parts: bytes | int) -> int:
+    """63 bits that stand for the contents of a request, so that one request id is one request."""
+    text = b"".join(
+        part if isinstance(part, bytes) else part.to_bytes(8, "little") for part in parts
+    )
+    first: int = mmh3.mmh3_x64_128_utupledigest(text)[0]
+    return first >> 1
 
 
 def _left(deadline: float) -> float:

@@ -1,0 +1,421 @@
+"""Writes over real gRPC: split, repeated at newer epochs, told truly; the dimension settled."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from chroma_router.v1 import shard_pb2, types_pb2
+from chroma_router.wire.errors import (
+    ClusterError,
+    InvalidRequest,
+    OutcomeUnknown,
+    Overloaded,
+    Reason,
+    Unavailable,
+    detail_of,
+)
+from router.core.model import CollectionEntry, DimensionState
+from router.write_path import MAX_REPORTED_BYTES
+from tests.router.scripted import Rig, an_add, away, ids_on, refuse, rig, wait_for
+
+pytestmark = pytest.mark.timeout(15)
+
+
+def soon(seconds: float = 5.0) -> float:
+    return time.monotonic() + seconds
+
+
+def spread(entry: CollectionEntry, number: int = 2) -> list[str]:
+    """So many ids on each shard, mixed."""
+    parts = [ids_on(entry.slot_map, shard, number) for shard in entry.slot_map.shards]
+    return [record_id for row in zip(*parts, strict=True) for record_id in row]
+
+
+def outcome_of(error: ClusterError) -> types_pb2.WriteOutcome:
+    outcome = detail_of(error, types_pb2.WriteOutcome)
+    assert outcome is not None, "invariant 8: a write that failed says what became of it"
+    return outcome
+
+
+async def state_of(router: Rig, entry: CollectionEntry) -> DimensionState:
+    return (await router.catalog.collection(entry.id)).dimension_state
+
+
+# -------------------------------------------------------------------------------- the plain case
+
+
+async def test_each_shard_gets_its_records_in_their_order(tmp_path: Path) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        ids = spread(entry, 3)
+        write = an_add(ids)
+        assert await router.writes.write(entry, write, None, soon()) == len(ids)
+        for name, shard in router.shards.items():
+            (operation,) = shard.applied
+            places = [n for n, i in enumerate(ids) if i in ids_on(entry.slot_map, name, 3)]
+            assert list(operation.ids) == [ids[n] for n in places]
+            assert list(operation.records) == [write.records[n] for n in places]
+            assert list(operation.sequences) == [write.sequences[n] for n in places]
+            assert operation.request_id == write.request_id
+            assert operation.epoch == entry.slot_map.epoch
+
+
+async def test_a_delete_by_condition_goes_to_all_shards_and_one_of_no_ids_to_none(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        delete = shard_pb2.OPERATION_KIND_DELETE
+        everywhere = an_add([], kind=delete, where='{"a": 1}', to_all_shards=True)
+        await router.writes.write(entry, everywhere, None, soon())
+        assert [len(shard.applied) for shard in router.shards.values()] == [1, 1]
+        assert await router.writes.write(entry, an_add([], kind=delete), None, soon()) == 0
+        assert [len(shard.applied) for shard in router.shards.values()] == [1, 1]
+
+
+# ---------------------------------------------------------------------------- newer boots, epochs
+
+
+async def test_a_restarted_node_is_given_its_ownership_and_the_part_is_repeated(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        one, two = router.shards.values()
+        old = one.restart()
+        write = an_add(spread(entry))
+        await router.writes.write(entry, write, None, soon())
+        assert one.requests("SetOwnership")[-1].boot_id == one.boot_id != old
+        tries = [request.operations[0] for request in one.requests("Apply")]
+        assert len(tries) == 2
+        assert tries[0] == tries[1], "the same operation under the same identity"
+        assert [len(shard.applied) for shard in (one, two)] == [1, 1]
+        assert len(two.requests("Apply")) == 1, "what was applied is not sent again"
+
+
+async def test_records_follow_their_slots_to_another_shard(tmp_path: Path) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        one, two = router.shards.values()
+        moved = await router.move(entry, to="shard-2")
+        for shard in (one, two):
+            shard.epochs[entry.id] = moved.slot_map.epoch
+        ids = spread(entry)
+        await router.writes.write(entry, an_add(ids), None, soon())
+        assert not one.applied
+        assert sorted(i for operation in two.applied for i in operation.ids) == sorted(ids)
+        assert {operation.epoch for operation in two.applied} == {2}
+
+
+async def test_a_map_that_never_rests_ends_in_an_error_that_says_so(tmp_path: Path) -> None:
+    async with rig(tmp_path, 1) as router:
+        entry = await router.collection()
+        router.shards["shard-1"].then("Apply", *(refuse(Reason.STALE_EPOCH, 1) for _ in range(50)))
+        with pytest.raises(Unavailable, match="kept changing") as failed:
+            await router.writes.write(entry, an_add(["a"]), None, soon(10))
+        assert failed.value.retry_after
+
+
+async def test_a_node_that_restarts_during_its_grant_is_asked_again(tmp_path: Path) -> None:
+    async with rig(tmp_path, 1) as router:
+        entry = await router.collection()
+        (node,) = router.shards.values()
+        node.restart()
+
+        async def restarts(_: object) -> None:
+            node.restart()
+
+        node.then("SetOwnership", restarts)
+        await router.writes.write(entry, an_add(["a"]), None, soon())
+        assert len(node.applied) == 1
+
+
+async def test_a_grant_that_hangs_does_not_hold_a_write_past_its_deadline(tmp_path: Path) -> None:
+    async with rig(tmp_path, 1) as router:
+        entry = await router.collection()
+        (node,) = router.shards.values()
+        node.restart()
+        gate = asyncio.Event()
+        node.then("SetOwnership", wait_for(gate))
+        try:
+            async with asyncio.timeout(1.0):
+                with pytest.raises(ClusterError):
+                    await router.writes.write(entry, an_add(["a"]), None, soon(0.2))
+        finally:
+            gate.set()
+
+
+# ---------------------------------------------------------------------------- failures tell truth
+
+
+async def test_a_partial_failure_says_what_became_of_each_part(tmp_path: Path) -> None:
+    async with rig(tmp_path, 3) as router:
+        entry = await router.collection()
+        router.shards["shard-2"].then("Apply", refuse(Reason.INVALID_ARGUMENT))
+        router.shards["shard-3"].then("Apply", refuse(Reason.UNKNOWN_OUTCOME))
+        ids = {name: ids_on(entry.slot_map, name, 2) for name in router.shards}
+        write = an_add([i for part in ids.values() for i in part])
+        with pytest.raises(InvalidRequest) as failed:
+            await router.writes.write(entry, write, None, soon())
+        outcome = outcome_of(failed.value)
+        assert outcome.request_id == write.request_id == failed.value.metadata["request_id"]
+        assert list(outcome.applied_shards) == ["shard-1"]
+        assert list(outcome.refused_shards) == ["shard-2"]
+        assert list(outcome.unknown_shards) == ["shard-3"]
+        assert list(outcome.refused_ids) == ids["shard-2"]
+        assert list(outcome.unknown_ids) == ids["shard-3"]
+        assert "applied: shard-1; refused: shard-2; unknown: shard-3" in failed.value.message
+
+
+async def test_error_priority_a_refusal_then_a_lost_outcome_then_what_may_be_repeated(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path, 3) as router:
+        entry = await router.collection()
+        ids = spread(entry, 1)
+        names = list(router.shards)
+        reasons = [Reason.ENGINE_FAILED, Reason.UNKNOWN_OUTCOME, Reason.INVALID_ARGUMENT]
+        expected = [Unavailable, OutcomeUnknown, InvalidRequest]
+        for worst in range(3):
+            for name, reason in zip(names, reasons[: worst + 1], strict=False):
+                router.shards[name].then("Apply", refuse(reason))
+            with pytest.raises(expected[worst]) as failed:
+                await router.writes.write(entry, an_add(ids), None, soon())
+            assert failed.value.reason is reasons[worst]
+
+
+async def test_a_node_that_never_answers_leaves_its_part_unknown(tmp_path: Path) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        router.shards["shard-2"].then("Apply", *(away() for _ in range(100)))
+        with pytest.raises(Unavailable, match="did not say in time") as failed:
+            await router.writes.write(entry, an_add(spread(entry)), None, soon(0.3))
+        outcome = outcome_of(failed.value)
+        assert list(outcome.applied_shards) == ["shard-1"]
+        assert list(outcome.unknown_shards) == ["shard-2"]
+        assert not outcome.refused_shards
+        assert failed.value.retry_after
+
+
+async def test_the_lists_of_ids_stay_within_their_bytes(tmp_path: Path) -> None:
+    async with rig(tmp_path, 1) as router:
+        entry = await router.collection()
+        router.shards["shard-1"].then("Apply", refuse(Reason.INVALID_ARGUMENT))
+        ids = [f"{n:03}" + "é" * 50 for n in range(100)]
+        with pytest.raises(InvalidRequest) as failed:
+            await router.writes.write(entry, an_add(ids), None, soon())
+        reported = list(outcome_of(failed.value).refused_ids)
+        assert reported == ids[: len(reported)]
+        size = len(ids[0].encode())
+        assert MAX_REPORTED_BYTES - size < len(reported) * size <= MAX_REPORTED_BYTES
+
+
+async def test_a_full_queue_of_one_shard_keeps_the_write_from_all(tmp_path: Path) -> None:
+    async with rig(tmp_path, queue_operations=1) as router:
+        entry = await router.collection()
+        one, two = router.shards.values()
+        gate = asyncio.Event()
+        two.then("Apply", wait_for(gate))
+        busy = asyncio.create_task(
+            router.writes.write(entry, an_add(ids_on(entry.slot_map, "shard-2", 1)), None, soon())
+        )
+        await two.arrival("Apply")
+        with pytest.raises(Overloaded) as full:
+            await router.writes.write(entry, an_add(spread(entry)), 3, soon())
+        assert full.value.reason is Reason.QUEUE_FULL
+        assert full.value.retry_after
+        assert router.cluster.shard("shard-1").queue.operations == 0
+        assert await state_of(router, entry) is DimensionState.NONE, "the claim is given back"
+        gate.set()
+        await busy
+        assert not one.requests("Apply")
+        assert len(two.applied) == 1
+
+
+async def test_a_queue_that_is_full_for_the_repeat_does_not_hide_what_was_applied(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path, queue_operations=1) as router:
+        entry = await router.collection()
+        one, two = router.shards.values()
+        two.restart()
+        gate, granting = asyncio.Event(), asyncio.Event()
+
+        async def grant_waits(_: object) -> None:
+            granting.set()
+            await gate.wait()
+
+        two.then("SetOwnership", grant_waits)
+        write = asyncio.create_task(router.writes.write(entry, an_add(spread(entry)), None, soon()))
+        await granting.wait()
+        hold = asyncio.Event()
+        two.then("Apply", wait_for(hold))
+        await two.arrival("Apply")
+        other = await router.collection("shard-2", name="others")
+        busy = asyncio.create_task(router.writes.write(other, an_add(["x"]), None, soon()))
+        await two.arrival("Apply")
+        gate.set()
+        try:
+            with pytest.raises(Overloaded) as failed:
+                await write
+        finally:
+            hold.set()
+            await busy
+        assert len(one.applied) == 1
+        assert list(outcome_of(failed.value).applied_shards) == ["shard-1"]
+
+
+async def test_a_shard_that_refused_its_second_part_is_not_reported_as_applied(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        one, two = router.shards.values()
+        moved = await router.move(entry, to="shard-1")
+        two.epochs[entry.id] = moved.slot_map.epoch
+
+        async def applies_and_moves_on(request: shard_pb2.ApplyRequest) -> object:
+            answer = one.apply_now(request)
+            one.epochs[entry.id] = moved.slot_map.epoch
+            return answer
+
+        one.then("Apply", applies_and_moves_on, refuse(Reason.INVALID_ARGUMENT))
+        with pytest.raises(InvalidRequest) as failed:
+            await router.writes.write(entry, an_add(spread(entry)), None, soon())
+        outcome = outcome_of(failed.value)
+        assert list(outcome.refused_shards) == ["shard-1"]
+        assert not outcome.applied_shards
+
+
+async def test_a_lost_try_stays_in_doubt_when_its_repeat_was_not_sent(tmp_path: Path) -> None:
+    async with rig(tmp_path, 1) as router:
+        entry = await router.collection()
+        (node,) = router.shards.values()
+        deadline = soon(0.5)
+
+        async def applies_and_dies(request: shard_pb2.ApplyRequest) -> None:
+            node.apply_now(request)
+            node.restart()
+            raise away()
+
+        async def slow_grant(_: object) -> None:
+            await asyncio.sleep(deadline - time.monotonic())
+
+        node.then("Apply", applies_and_dies)
+        node.then("SetOwnership", slow_grant)
+        with pytest.raises(Unavailable) as failed:
+            await router.writes.write(entry, an_add(["a"]), 3, deadline)
+        assert len(node.applied) == 1
+        assert list(outcome_of(failed.value).unknown_shards) == ["shard-1"]
+        assert await state_of(router, entry) is DimensionState.PROPOSED
+
+
+# ------------------------------------------------------------------------------------- dimension
+
+
+async def test_the_dimension_is_fixed_after_a_success(tmp_path: Path) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        await router.writes.write(entry, an_add(spread(entry)), 3, soon())
+        assert await state_of(router, entry) is DimensionState.FIXED
+        known = await router.directory.resolve(types_pb2.CollectionRef(id=entry.id))
+        assert known.dimension == 3
+        with pytest.raises(InvalidRequest, match="dimension of 3, got 4"):
+            await router.writes.write(known, an_add(["b"]), 4, soon())
+        with pytest.raises(InvalidRequest, match="dimension of 3, got 4"):
+            await router.writes.write(entry, an_add(["b"]), 4, soon())
+
+
+async def test_a_refused_first_write_leaves_no_dimension(tmp_path: Path) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        for shard in router.shards.values():
+            shard.then("Apply", refuse(Reason.INVALID_ARGUMENT))
+        with pytest.raises(InvalidRequest):
+            await router.writes.write(entry, an_add(spread(entry)), 3, soon())
+        assert await state_of(router, entry) is DimensionState.NONE
+        known = await router.directory.resolve(types_pb2.CollectionRef(id=entry.id))
+        assert known.dimension is None
+        await router.writes.write(known, an_add(spread(entry)), 4, soon())
+        assert (await router.catalog.collection(entry.id)).dimension == 4
+
+
+async def test_an_unknown_first_write_keeps_the_proposal(tmp_path: Path) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        one, two = router.shards.values()
+        one.then("Apply", refuse(Reason.INVALID_ARGUMENT))
+        two.then("Apply", *(away() for _ in range(100)))
+        with pytest.raises(InvalidRequest):
+            await router.writes.write(entry, an_add(spread(entry)), 3, soon(0.3))
+        assert await state_of(router, entry) is DimensionState.PROPOSED
+        with pytest.raises(InvalidRequest):
+            await router.writes.write(entry, an_add(spread(entry)), 4, soon())
+
+
+async def test_a_partly_applied_first_write_fixes_the_dimension(tmp_path: Path) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        router.shards["shard-1"].then("Apply", refuse(Reason.INVALID_ARGUMENT))
+        with pytest.raises(InvalidRequest):
+            await router.writes.write(entry, an_add(spread(entry)), 3, soon())
+        assert await state_of(router, entry) is DimensionState.FIXED
+
+
+# ---------------------------------------------------------------------------------- cancellation
+
+
+async def _cancelled(
+    router: Rig, entry: CollectionEntry, when: Callable[[], Awaitable[object]]
+) -> None:
+    write = asyncio.create_task(router.writes.write(entry, an_add(spread(entry)), 3, soon()))
+    await when()
+    write.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await write
+
+
+async def test_a_write_cancelled_on_its_way_keeps_the_proposal(tmp_path: Path) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        gate = asyncio.Event()
+        nodes = list(router.shards.values())
+        for shard in nodes:
+            shard.then("Apply", wait_for(gate))
+        try:
+            await _cancelled(
+                router,
+                entry,
+                lambda: asyncio.gather(*(shard.arrival("Apply") for shard in nodes)),
+            )
+            assert await state_of(router, entry) is not DimensionState.NONE
+        finally:
+            gate.set()
+
+
+async def test_a_write_cancelled_in_the_queue_is_never_sent_and_gives_its_claim_back(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path, 1) as router:
+        entry = await router.collection()
+        (node,) = router.shards.values()
+        gate = asyncio.Event()
+        node.then("Apply", wait_for(gate))
+        busy = asyncio.create_task(router.writes.write(entry, an_add(["busy"]), None, soon()))
+        await node.arrival("Apply")
+        queue = router.cluster.shard("shard-1").queue
+        write = asyncio.create_task(router.writes.write(entry, an_add(["late"]), 3, soon()))
+        while queue.operations < 2:  # noqa: ASYNC110 - the queue has no event for it
+            await asyncio.sleep(0)
+        write.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await write
+        assert await state_of(router, entry) is DimensionState.NONE
+        gate.set()
+        await busy
+        await router.writes.write(entry, an_add(["after"]), None, soon())
+        assert [list(operation.ids) for operation in node.applied] == [["busy"], ["after"]]
+        assert queue.operations == 0
