@@ -6,11 +6,12 @@ change of ownership. One Applier serves one incarnation of the engine and ends w
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
 
 from chroma_router.v1 import shard_pb2
 from chroma_router.wire.errors import ClusterError, InvalidRequest, Overloaded, Reason, Unavailable
@@ -33,32 +34,45 @@ class Applied:
     engine_seconds: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Job:
     """The operations of one call. A result that is not None stands."""
 
-    writes: list[Write | None]
-    results: list[shard_pb2.OperationResult | None]
+    count: int
     size: int
     done: asyncio.Future[Applied]
+    writes: list[Write | None] = field(default_factory=list)
+    results: list[shard_pb2.OperationResult | None] = field(default_factory=list)
     engine_seconds: float = 0.0
+    begun: bool = False  # some of it is in the group that is applied now
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Turn:
     work: Callable[[], Awaitable[Any]]
     done: asyncio.Future[Any]
+    count: int = 1
+    size: int = 0
+    begun: bool = False
+
+
+_Item: TypeAlias = _Job | _Turn
 
 
 class Applier:
-    """See the head of this file. It owns the queue; `run` is the only task that applies."""
+    """See the head of this file. It owns the queue; `run` is the only task that applies.
+
+    What an item takes of the bounds it takes until nothing here holds its bytes any more: it leaves
+    the queue when it is done, when its caller goes away before it has begun, or, begun, when the
+    group that it is in has ended.
+    """
 
     def __init__(
         self, committer: Committer, limits: GroupLimits, queue_operations: int, queue_bytes: int
     ) -> None:
         self._committer, self._limits = committer, limits
         self._max_operations, self._max_bytes = queue_operations, queue_bytes
-        self._queue: deque[_Job | _Turn] = deque()
+        self._queue: deque[_Item] = deque()
         self._operations = self._bytes = 0
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -72,29 +86,29 @@ class Applier:
         Raises Overloaded when the queue is full, Unavailable when the engine goes away meanwhile.
         The outcome is then not known to this caller; a repeat under the same identity is safe.
         """
-        count = len(operations)
-        self._admit(count, size)
-        self._operations += count
-        self._bytes += size
-        try:
-            if size > _PARSE_INLINE_BYTES:
-                writes, results = await asyncio.to_thread(_parse_all, operations)
-            else:
-                writes, results = _parse_all(operations)
-            job = _Job(writes, results, size, asyncio.get_running_loop().create_future())
-            self._put(job)
-            return await job.done
-        finally:
-            self._operations -= count
-            self._bytes -= size
+        job = _Job(len(operations), size, asyncio.get_running_loop().create_future())
+        self._admit(job)
+        if size > _PARSE_INLINE_BYTES:
+            parsing = asyncio.create_task(asyncio.to_thread(_parse_all, operations))
+            try:
+                job.writes, job.results = await asyncio.shield(parsing)
+            except BaseException:  # the thread goes on, and holds the bytes until it is done
+                parsing.add_done_callback(lambda _: self._release(job))
+                raise
+        else:
+            try:
+                job.writes, job.results = _parse_all(operations)
+            except BaseException:
+                self._release(job)
+                raise
+        applied: Applied = await self._wait(job)
+        return applied
 
     async def turn(self, work: Callable[[], Awaitable[_T]]) -> _T:
         """Runs `work` alone, after what waits."""
-        if self._operations >= self._max_operations:
-            raise _full(self._operations, self._bytes)
         turn = _Turn(work, asyncio.get_running_loop().create_future())
-        self._put(turn)
-        result: _T = await turn.done
+        self._admit(turn)
+        result: _T = await self._wait(turn)
         return result
 
     async def run(self) -> None:
@@ -108,8 +122,8 @@ class Applier:
                 continue
             self._idle.clear()
             head = self._queue[0]
-            if head.done.done():  # nobody waits: what was not begun is not begun
-                self._queue.popleft()
+            if head.done.done():  # its caller went away, or it failed, after it had begun
+                self._leave()
             elif isinstance(head, _Turn):
                 await self._run_turn(head)
             else:
@@ -132,27 +146,57 @@ class Applier:
         """Refuses what waits and all that comes: the engine is gone."""
         self._ended = error
         while self._queue:
-            _fail(self._queue.popleft(), error)
+            item = self._leave()
+            if not item.done.done():
+                item.done.set_exception(error)
 
-    def _admit(self, count: int, size: int) -> None:
+    def _admit(self, item: _Item) -> None:
+        """Takes the item's share of the bounds."""
         if self._ended is not None:
             raise self._ended
-        if count > self._max_operations or size > self._max_bytes:
+        if item.count > self._max_operations or item.size > self._max_bytes:
             raise InvalidRequest(
-                f"{count} operations of {size} bytes are more than the node's queue holds",
+                f"{item.count} operations of {item.size} bytes are more than the node's queue"
+                " holds",
                 Reason.BATCH_TOO_LARGE,
             )
-        if self._operations + count > self._max_operations or self._bytes + size > self._max_bytes:
+        if (
+            self._operations + item.count > self._max_operations
+            or self._bytes + item.size > self._max_bytes
+        ):
             raise _full(self._operations, self._bytes)
+        self._operations += item.count
+        self._bytes += item.size
 
-    def _put(self, item: _Job | _Turn) -> None:
+    def _release(self, item: _Item) -> None:
+        self._operations -= item.count
+        self._bytes -= item.size
+
+    async def _wait(self, item: _Item) -> Any:
+        """Queues an admitted item, and waits until it is done."""
         if self._ended is not None:
+            self._release(item)
             raise self._ended
         self._queue.append(item)
         self._idle.clear()
         self._wake.set()
+        try:
+            return await item.done
+        except asyncio.CancelledError:
+            if not item.begun:  # else it leaves when its group has ended
+                with contextlib.suppress(ValueError):  # it has left already
+                    self._queue.remove(item)
+                    self._release(item)
+            raise
+
+    def _leave(self) -> _Item:
+        """The head of the queue, which is no longer in it."""
+        item = self._queue.popleft()
+        self._release(item)
+        return item
 
     async def _run_turn(self, turn: _Turn) -> None:
+        turn.begun = True
         try:
             result = await turn.work()
         except asyncio.CancelledError:
@@ -163,7 +207,7 @@ class Applier:
         else:
             if not turn.done.done():
                 turn.done.set_result(result)
-        self._queue.popleft()
+        self._leave()
 
     async def _run_group(self) -> None:
         places: list[tuple[_Job, int]] = []
@@ -176,10 +220,13 @@ class Applier:
         group = take(offered(), self._limits)
         del places[len(group) :]
         before = self._committer.engine_seconds
+        for job, _ in places:
+            job.begun = True
         try:
             results = await self._committer.apply(group) if group else []
         except ClusterError as error:
             for job, _ in places:
+                job.begun = False
                 if not job.done.done():
                     job.done.set_exception(error)
             return
@@ -188,6 +235,7 @@ class Applier:
             job.results[position] = result
         for job in {id(job): job for job, _ in places}.values():
             job.engine_seconds += seconds
+            job.begun = False
         self._finish_jobs()
 
     def _waiting(self) -> Iterator[tuple[_Job, int, Write]]:
@@ -201,13 +249,14 @@ class Applier:
                         yield item, position, write
 
     def _finish_jobs(self) -> None:
+        """Of jobs whose callers went away, what is not applied yet never is."""
         while self._queue and isinstance(job := self._queue[0], _Job):
             results = [result for result in job.results if result is not None]
             if len(results) < len(job.results) and not job.done.done():
                 return
             if not job.done.done():
                 job.done.set_result(Applied(results, job.engine_seconds))
-            self._queue.popleft()
+            self._leave()
 
 
 def _full(operations: int, size: int) -> Overloaded:
@@ -216,11 +265,6 @@ def _full(operations: int, size: int) -> Overloaded:
         Reason.QUEUE_FULL,
         retry_after=_RETRY_AFTER_SECONDS,
     )
-
-
-def _fail(item: _Job | _Turn, error: ClusterError) -> None:
-    if not item.done.done():
-        item.done.set_exception(error)
 
 
 def _parse_all(

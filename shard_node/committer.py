@@ -3,8 +3,6 @@
 Called by the single writer only, one group at a time. It owns no task and no queue.
 """
 
-import asyncio
-import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -17,17 +15,18 @@ from chroma_router.v1 import shard_pb2
 from chroma_router.wire.errors import (
     ClusterError,
     InternalFailure,
+    InvalidRequest,
     OutcomeUnknown,
-    Reason,
     Stale,
     Unavailable,
 )
 from chroma_router.wire.request_id import time_of
 from chroma_router.wire.slots import slot_of
-from shard_node.engine import RETRY_AFTER_SECONDS, Engine, EngineRefused
+from shard_node.engine import Engine, EngineRefused
 from shard_node.holdings import Holding, Holdings
 from shard_node.operations import ENGINE_ROWS, Kind, Write
 from shard_node.state import Outcome, Remembered, StagedRow, State
+from shard_node.state_thread import in_writer
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
@@ -48,6 +47,15 @@ class _Part:
     covers: frozenset[int]  # the slots whose outcome this application makes known
 
 
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """A group that is staged, and of which it is not known yet whether it landed."""
+
+    holding: Holding
+    kind: Kind
+    changed: Sequence[StagedRow]
+
+
 class Committer:
     """Applies groups. `engine_seconds` sums what the engine took."""
 
@@ -62,10 +70,13 @@ class Committer:
         self._engine, self._state, self._writer = engine, state, writer
         self._holdings = holdings
         self._window_seconds = retry_window_seconds
+        self._staged: _Staged | None = None
         self.engine_seconds = 0.0
 
     async def apply(self, group: Sequence[Write]) -> list[shard_pb2.OperationResult]:
         """What became of each write of a group (see grouping.take). Raises Unavailable."""
+        if self._staged is not None:  # the state was not to be had when the group before ended
+            await self._settle()
         results: list[shard_pb2.OperationResult | None] = [None] * len(group)
         allowed: list[int] = []
         for position, write in enumerate(group):
@@ -84,7 +95,10 @@ class Committer:
     async def prune(self) -> None:
         """Forgets some outcomes that no repeat may ask for any more."""
         before = time.time_ns() // 1000 - (self._window_seconds + _CLOCK_SKEW_SECONDS) * 1_000_000
-        await self._in_writer(self._state.prune_outcomes, before, _PRUNED_AT_ONCE)
+        try:
+            await self._in_writer(self._state.prune_outcomes, before, _PRUNED_AT_ONCE)
+        except Unavailable as error:
+            _log.warning("old outcomes are not forgotten yet", error=error.message)
 
     # ---------------------------------------------------------------------------- checks
 
@@ -113,13 +127,27 @@ class Committer:
             rows = [i for i, slot in enumerate(write.slots) if slot not in remembered.slots]
             named = len(write.ids)
             covers = self._covers(write) - remembered.slots
-            if not covers:
+            if remembered.digest not in (None, write.digest):
+                results[position] = refusal(
+                    InvalidRequest(
+                        f"request id {write.request_id} was used for another request; use a new one"
+                    )
+                )
+            elif not covers:
                 results[position] = _applied(write, named, remembered.deleted)
             elif self._too_old(write):
                 results[position] = refusal(
                     OutcomeUnknown(
                         f"request {write.request_id} is older than the retry window of"
                         f" {self._window_seconds} s, and its outcome is not remembered"
+                    )
+                )
+            elif self._too_new(write):
+                results[position] = refusal(
+                    InvalidRequest(
+                        f"request {write.request_id} is dated more than {_CLOCK_SKEW_SECONDS} s"
+                        " after this node's clock: correct the clock of the host that made it, or"
+                        " of the node"
                     )
                 )
             else:
@@ -133,11 +161,17 @@ class Committer:
         if not write.conditional:
             return frozenset(write.slots)
         _, grant = self._holdings.granted(write.collection_id, write.epoch)
-        return frozenset(slot for slot, owned in enumerate(grant.owned) if owned)
+        return grant.slots
 
     def _too_old(self, write: Write) -> bool:
         made = time_of(write.request_id)
         return made is not None and made < (time.time() - self._window_seconds) * 1000
+
+    @staticmethod
+    def _too_new(write: Write) -> bool:
+        """Its outcome could be pruned before a repeat of it is judged too old."""
+        made = time_of(write.request_id)
+        return made is not None and made > (time.time() + _CLOCK_SKEW_SECONDS) * 1000
 
     # ---------------------------------------------------------------------------- applying
 
@@ -151,8 +185,8 @@ class Committer:
         if not parts:
             return
         try:
-            if parts[0].write.conditional:
-                await self._delete_matching(holding, parts[0])
+            if _in_steps(parts[0].write):
+                await self._delete_in_steps(holding, parts[0])
             else:
                 await self._commit(holding, parts)
         except EngineRefused as refused:
@@ -166,16 +200,18 @@ class Committer:
             deleted = part.remembered.deleted + len(part.write.ids)
             results[part.position] = _applied(part.write, part.named, deleted)
 
-    async def _delete_matching(self, holding: Holding, part: _Part) -> None:
-        """A conditional delete: what matches now, in as many steps as the engine's bound asks.
+    async def _delete_in_steps(self, holding: Holding, part: _Part) -> None:
+        """A delete of what matches now, or of many ids: as many steps as the engine's bound asks.
 
         Every step remembers what it deleted, the last one also that the operation is complete: a
         repeat after a crash between two of them deletes the rest and counts both.
         """
         write = part.write
-        found = await self._engine.matching(
-            holding.physical, write.ids or None, write.where, write.where_document
-        )
+        found = list(write.ids)
+        if write.conditional and (found or not part.named):  # no ids at all, or some are left
+            found = await self._engine.matching(
+                holding.physical, write.ids or None, write.where, write.where_document
+            )
         rows = [(i, slot) for i, slot in ((i, slot_of(i)) for i in found) if slot in part.covers]
         for at in range(0, max(1, len(rows)), ENGINE_ROWS):
             chunk, last = rows[at : at + ENGINE_ROWS], at + ENGINE_ROWS >= len(rows)
@@ -188,27 +224,36 @@ class Committer:
         kind = parts[0].write.kind
         rows = [row for part in parts for row in _staged_rows(part.write)]
         outcomes = [_outcome(part) for part in parts]
-        try:
-            existing = await self._in_writer(
-                self._state.stage, holding.row.number, holding.physical, rows, outcomes,
-                time.time_ns() // 1000,
-            )  # fmt: skip
-        except sqlite3.OperationalError as error:  # disk full, locked for too long
-            raise Unavailable(
-                f"the node cannot write its state: {error}",
-                Reason.ENGINE_FAILED,
-                retry_after=RETRY_AFTER_SECONDS,
-            ) from error
+        existing = await self._in_writer(
+            self._state.stage, holding.row.number, holding.physical, rows, outcomes,
+            time.time_ns() // 1000,
+        )  # fmt: skip
         changed = [row for row in rows if (row.id in existing) is (kind is Kind.DELETE)]
+        self._staged = _Staged(holding, kind, changed)
         if kind is Kind.DELETE and not changed:
             await self._in_writer(self._state.land)
+        else:
+            await self._call_engine(holding, kind, parts, changed)
+        self._landed()
+
+    async def _settle(self) -> bool:
+        """Whether the staged group landed, as the state has it; if not, nothing is left of it."""
+        landed = await self._in_writer(self._state.settle)
+        if landed:
+            self._landed()
+        self._staged = None
+        return landed
+
+    def _landed(self) -> None:
+        """Counts what the staged group changed, once."""
+        staged, self._staged = self._staged, None
+        if staged is None:
             return
-        await self._call_engine(holding, kind, parts, changed)
-        if kind is Kind.DELETE:
-            holding.add((row.slot for row in changed), -1)
-        elif kind is not Kind.UPDATE:
-            holding.add((row.slot for row in changed), 1)
-            highest = max((row.sequence for row in changed), default=0)
+        if staged.kind is Kind.DELETE:
+            staged.holding.add((row.slot for row in staged.changed), -1)
+        elif staged.kind is not Kind.UPDATE:
+            staged.holding.add((row.slot for row in staged.changed), 1)
+            highest = max((row.sequence for row in staged.changed), default=0)
             self._holdings.high_sequence = max(self._holdings.high_sequence, highest)
 
     async def _call_engine(
@@ -222,7 +267,7 @@ class Committer:
                 ids, columns = _columns(parts)
                 await self._engine.write(kind.name.lower(), holding.physical, ids, *columns)
         except EngineRefused as refused:
-            if not await self._in_writer(self._state.settle):
+            if not await self._settle():
                 raise
             # An error after the engine's queue commit: the records are in the queue, the engine
             # takes them from there, and the state has them. For plain Chroma this is ambiguous.
@@ -231,8 +276,7 @@ class Committer:
             self.engine_seconds += time.perf_counter() - began
 
     async def _in_writer(self, work: Callable[..., _T], *arguments: object) -> _T:
-        """State work waits at most SQLite's busy time-out (state.BUSY_SECONDS)."""
-        return await asyncio.get_running_loop().run_in_executor(self._writer, work, *arguments)
+        return await in_writer(self._writer, work, *arguments)
 
 
 def refusal(error: ClusterError) -> shard_pb2.OperationResult:
@@ -241,6 +285,11 @@ def refusal(error: ClusterError) -> shard_pb2.OperationResult:
     return shard_pb2.OperationResult(
         refused_reason=error.reason.value, message=error.message, node_epoch=epoch
     )
+
+
+def _in_steps(write: Write) -> bool:
+    """A delete that is not simply one engine call."""
+    return write.conditional or len(write.ids) > ENGINE_ROWS
 
 
 def _of(write: Write, rows: Sequence[tuple[str, int]]) -> Write:
@@ -262,7 +311,7 @@ def _staged_rows(write: Write) -> list[StagedRow]:
 def _outcome(part: _Part) -> Outcome:
     write = part.write
     deleted = tuple(write.slots) if write.conditional else ()
-    return Outcome(write.request_id, write.index, write.kind, part.covers, deleted)
+    return Outcome(write.request_id, write.index, write.kind, part.covers, deleted, write.digest)
 
 
 def _columns(parts: Sequence[_Part]) -> tuple[list[str], tuple[list[object], ...]]:

@@ -63,6 +63,8 @@ class EngineRefused(Exception):
                 return NotFound(self.text)
             case "UniqueConstraintError":
                 return AlreadyExists(self.text)
+            case "FrameTooLarge":
+                return Overloaded(f"engine: {self.text}: ask for less", Reason.ANSWER_TOO_LARGE)
             case _:
                 return InternalFailure(f"engine: {self.kind}: {self.text}")
 
@@ -241,11 +243,15 @@ class Engine:
         return (await self.get(physical, list(ids), where, where_document)).ids
 
     async def load(self, physical: str) -> None:
-        """Loads the index and replays its tail. Must come before the collection's first write:
-
-        after a read that replays nothing the engine counts the tail twice (docs/adr/0002).
+        """Loads the index and replays its tail. Must come before the collection's first write, and
+        before any other read: after a read that replays nothing the engine counts the tail twice
+        (docs/adr/0002). Any first read replays as `count` does; `get` lets other reads go on
+        meanwhile, since it releases the GIL.
         """
-        await self._call("count", physical, bound=self._settings.load_seconds)
+        bound = self._settings.load_seconds
+        await self._readers.acquire()  # never refused for the reads that wait
+        await self._read("get", (physical, ["-"], None, None, []), bound)
+        await self._call("count", physical, bound=bound)
 
     async def query(
         self,
@@ -272,6 +278,7 @@ class Engine:
         if self._waiting >= self._settings.reads_waiting:
             raise Overloaded(
                 f"{self._waiting} reads wait for the engine (CHROMA_ROUTER_NODE_READS_WAITING)",
+                Reason.QUEUE_FULL,
                 retry_after=0.1,
             )
         self._waiting += 1
@@ -279,8 +286,12 @@ class Engine:
             await self._readers.acquire()
         finally:
             self._waiting -= 1
+        return await self._read(method, arguments, self._settings.read_seconds)
+
+    async def _read(self, method: str, arguments: tuple[Any, ...], bound: float) -> Any:
+        """One of the reads that the engine has at a time; its caller has acquired the place."""
         try:
-            reply = self._send(method, arguments, self._settings.read_seconds)
+            reply = self._send(method, arguments, bound)
         except BaseException:
             self._readers.release()
             raise

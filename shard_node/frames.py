@@ -15,11 +15,15 @@ FRAME_BYTES = 1 << 30  # more than any bounded request can ask for
 _HEADER = struct.Struct("<Q")
 
 
+class FrameTooLarge(ValueError):
+    """The value is over the bound of a frame."""
+
+
 def pack(value: Any) -> list[bytes]:
     """The header and the body of a value's frame."""
     body = marshal.dumps(value)
     if len(body) > FRAME_BYTES:
-        raise ValueError(f"a message of {len(body)} bytes is over the bound of {FRAME_BYTES}")
+        raise FrameTooLarge(f"a message of {len(body)} bytes is over the bound of {FRAME_BYTES}")
     return [_HEADER.pack(len(body)), body]
 
 

@@ -29,6 +29,11 @@ class Grant:
             owned[slot] = 1
         return cls(epoch, bytes(owned))
 
+    @property
+    def slots(self) -> frozenset[int]:
+        """The owned slots."""
+        return frozenset(slot for slot, owned in enumerate(self.owned) if owned)
+
 
 @dataclass(slots=True)
 class Holding:

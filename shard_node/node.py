@@ -30,6 +30,7 @@ from shard_node.reads import Reads
 from shard_node.record_index import RecordIndex
 from shard_node.settings import NodeSettings
 from shard_node.state import State
+from shard_node.state_thread import in_writer
 from shard_node.suspects import drop_suspects
 
 _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.1, 2.0
@@ -151,7 +152,7 @@ class Node:
             began = time.monotonic()
             try:
                 await self._live()
-            except* EngineLost as lost:
+            except* Unavailable as lost:  # EngineLost, or a state that cannot be used now
                 reason = str(lost.exceptions[0])
                 if time.monotonic() - began > _STEADY_SECONDS:
                     delay = _FIRST_DELAY_SECONDS
@@ -180,9 +181,8 @@ class Node:
 
     async def _live(self) -> None:
         """One incarnation, from its engine's start to its end."""
-        loop = asyncio.get_running_loop()
         database = self.directory.database
-        for collection in await loop.run_in_executor(self._writer, drop_suspects, database):
+        for collection in await in_writer(self._writer, drop_suspects, database):
             _log.warning("vector index may be torn and is rebuilt", physical_collection=collection)
         engine = await self._start_engine(self.directory.persist_path)
         incarnation: Incarnation | None = None
@@ -211,12 +211,11 @@ class Node:
 
     async def _begin(self, engine: Engine) -> Incarnation:
         """Brings state and engine into agreement; then nothing is granted, all else is known."""
-        loop = asyncio.get_running_loop()
         await engine.ping()
-        if not await loop.run_in_executor(self._writer, self._state.settle):
+        if not await in_writer(self._writer, self._state.settle):
             _log.info("the last group of writes never landed; its outcomes are forgotten")
         boot_id = str(uuid4())
-        holdings = await loop.run_in_executor(self._writer, load_holdings, self._state, boot_id)
+        holdings = await in_writer(self._writer, load_holdings, self._state, boot_id)
         ownership = Ownership(engine, self._state, self._writer, holdings)
         await ownership.resume_drops()
         settings = self._settings
@@ -251,8 +250,7 @@ class Node:
     async def _adopt(self, cluster_id: str) -> None:
         if self.cluster_id:  # another Hello was first
             return
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._writer, self._state.adopt_cluster, cluster_id)
+        await in_writer(self._writer, self._state.adopt_cluster, cluster_id)
         self.cluster_id = cluster_id
         _log.info("cluster adopted", cluster=cluster_id)
 

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from google.protobuf.message import DecodeError
@@ -14,6 +14,7 @@ from chroma_router.wire.records import Metadata, RecordColumns, record_from_byte
 from chroma_router.wire.slots import slot_of
 
 ENGINE_ROWS = 5461  # the engine's get_max_batch_size: more does not go into one of its transactions
+MAX_DELETED_IDS = 100_000  # in one delete; they go to the engine in steps
 MAX_SEQUENCE = (1 << 63) - 1
 
 
@@ -41,6 +42,7 @@ class Write:
     sequences: Sequence[int] = ()
     where: str = ""
     where_document: str = ""
+    digest: int = 0  # of the whole request; the contract's 64 bits, read as a signed number
 
     @property
     def conditional(self) -> bool:
@@ -54,14 +56,13 @@ class Write:
 
     def only(self, rows: Sequence[int]) -> "Write":
         """The same operation on some of its rows."""
-        return Write(
-            self.collection_id, self.epoch, self.kind, self.request_id, self.index,
-            [self.ids[i] for i in rows],
-            [self.slots[i] for i in rows],
-            [self.records[i] for i in rows] if self.records else (),
-            [self.sequences[i] for i in rows] if self.sequences else (),
-            self.where, self.where_document,
-        )  # fmt: skip
+        return replace(
+            self,
+            ids=[self.ids[i] for i in rows],
+            slots=[self.slots[i] for i in rows],
+            records=[self.records[i] for i in rows] if self.records else (),
+            sequences=[self.sequences[i] for i in rows] if self.sequences else (),
+        )
 
 
 def parse(operation: shard_pb2.Operation) -> Write:
@@ -73,7 +74,7 @@ def parse(operation: shard_pb2.Operation) -> Write:
     if not operation.request_id:
         raise InvalidRequest("the operation has no request_id")
     ids = list(operation.ids)
-    _check_ids(ids)
+    _check_ids(kind, ids)
     try:
         records = [record_from_bytes(data) for data in operation.records]
     except (DecodeError, ValueError) as error:
@@ -83,14 +84,20 @@ def parse(operation: shard_pb2.Operation) -> Write:
     return Write(
         operation.collection_id, operation.epoch, kind, operation.request_id, operation.index,
         ids, [slot_of(i) for i in ids], records, sequences,
-        operation.where, operation.where_document,
+        operation.where, operation.where_document, _signed(operation.digest),
     )  # fmt: skip
 
 
-def _check_ids(ids: Sequence[str]) -> None:
-    if len(ids) > ENGINE_ROWS:
+def _signed(number: int) -> int:
+    """64 bits as SQLite keeps them."""
+    return number - (1 << 64) if number >> 63 else number
+
+
+def _check_ids(kind: Kind, ids: Sequence[str]) -> None:
+    most = MAX_DELETED_IDS if kind is Kind.DELETE else ENGINE_ROWS
+    if len(ids) > most:
         raise InvalidRequest(
-            f"an operation has at most {ENGINE_ROWS} records, got {len(ids)}",
+            f"an operation of this kind has at most {most} records, got {len(ids)}",
             Reason.BATCH_TOO_LARGE,
         )
     if len(set(ids)) != len(ids):

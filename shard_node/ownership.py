@@ -3,7 +3,6 @@
 Durable before the reply, each of them; the grant itself lives only as long as the engine.
 """
 
-import asyncio
 import json
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -14,13 +13,21 @@ from uuid import UUID
 import structlog
 
 from chroma_router.v1 import shard_pb2, types_pb2
-from chroma_router.wire.errors import InvalidRequest, NotAllowed, NotFound, Reason, Stale
+from chroma_router.wire.errors import (
+    ClusterError,
+    InvalidRequest,
+    NotAllowed,
+    NotFound,
+    Reason,
+    Stale,
+)
 from chroma_router.wire.records import metadata_from_wire
 from chroma_router.wire.slots import SLOT_BITMAP_BYTES, SLOT_COUNT
 from shard_node import persist_threshold
-from shard_node.engine import Engine, EngineRefused, PhysicalCollection
+from shard_node.engine import Engine, EngineLost, EngineRefused, PhysicalCollection
 from shard_node.holdings import Grant, Holding, Holdings
 from shard_node.state import CollectionRow, State
+from shard_node.state_thread import in_writer
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
@@ -94,8 +101,14 @@ class Ownership:
     async def resume_drops(self) -> None:
         """At the engine's start: finishes the drops that a stop has interrupted."""
         for row in list(self._holdings.dropped.values()):
-            if row.physical is not None:
+            if row.physical is None:
+                continue
+            try:
                 await self._purge(row)
+            except EngineLost:
+                raise
+            except ClusterError as error:  # such as a full disk: at the next start then
+                _log.warning("a drop is not finished yet", collection=row.id, error=error.message)
 
     async def _purge(self, row: CollectionRow) -> None:
         try:
@@ -219,7 +232,7 @@ class Ownership:
         )
 
     async def _in_writer(self, work: Callable[..., _T], *arguments: object) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._writer, work, *arguments)
+        return await in_writer(self._writer, work, *arguments)
 
 
 def load_holdings(state: State, boot_id: str) -> Holdings:

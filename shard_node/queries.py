@@ -208,7 +208,7 @@ class _Answer:
             if self._with_distance:
                 hit.distance = distance
             packed = hit.SerializeToString()
-            self._size += len(packed) + len(record_id) + _HIT_BYTES
+            self._size += len(packed) + len(record_id.encode()) + _HIT_BYTES
             if self._size > ANSWER_BYTES:
                 raise Overloaded(
                     f"the hits take more than {ANSWER_BYTES} bytes: ask for fewer, or include less",

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from chroma_router.v1 import shard_pb2, types_pb2
-from chroma_router.wire.errors import InvalidRequest
+from chroma_router.wire.errors import InvalidRequest, Overloaded, Reason
 from chroma_router.wire.records import record_to_bytes
 from chroma_router.wire.slots import slot_of
 from shard_node.engine import Contents, Engine
@@ -20,6 +20,7 @@ MAX_LIMIT = 1_000_000
 ANSWER_BYTES = MESSAGE_BYTES - (1 << 20)  # what an answer's fields may take of a message
 
 _FIRST_CHUNK, _LARGEST_CHUNK = 64, 1000
+_LARGEST_ROW_BYTES = MESSAGE_BYTES - 1024
 _ROW_BYTES = 24  # of protobuf around one row, at most
 
 _INCLUDES = {
@@ -58,7 +59,13 @@ class _Page:
     def take(self, key: Key, record: bytes | None) -> bool:
         """False if the row is past a bound: then there is more."""
         sequence, record_id = key
-        size = len(record_id) + len(record or b"") + _ROW_BYTES
+        size = len(record_id.encode()) + len(record or b"") + _ROW_BYTES
+        if size > _LARGEST_ROW_BYTES:
+            raise Overloaded(
+                f"record {record_id[:100]!r} alone takes {size} bytes, more than an answer: include"
+                " less",
+                Reason.ANSWER_TOO_LARGE,
+            )
         if self.rows == self.limit or (self.rows and self.size + size > self.max_bytes):
             self.response.more = True
             return False
@@ -97,6 +104,12 @@ class Reads:
         page = _Page(request.limit, min(request.max_bytes or ANSWER_BYTES, ANSWER_BYTES))
         if holding.owned_records(grant):
             await self._fill(page, request, holding, grant)
+        if request.deleted_by:
+            # After the records: of a delete that lands meanwhile, none counts as both still here
+            # and yet to be deleted.
+            known = await self._index.deleted_by(holding.row.number, request.deleted_by)
+            page.response.deleted_before = known.deleted
+            page.response.delete_complete = bool(known.slots) and grant.slots <= known.slots
         if self._holdings.granted(request.collection_id, request.epoch)[1] is not grant:
             raise self._holdings.stale(request.collection_id, request.epoch)
         return page.response

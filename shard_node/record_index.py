@@ -13,7 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from shard_node.state import connect
+from shard_node.operations import Kind
+from shard_node.state import Remembered, connect, unpacked
 
 Key: TypeAlias = tuple[int, str]  # (sequence, id)
 Keep: TypeAlias = Callable[[str], bool]
@@ -47,6 +48,11 @@ class RecordIndex:
         """The keys of those ids that exist, unordered."""
         return await self.run(self._keys, collection, ids)
 
+    async def deleted_by(self, collection: int, request_id: str) -> Remembered:
+        """What is remembered of the deletes of a request: all it deleted, and the slots that each
+        of its operations covers. It sees everything acknowledged, and nothing that did not land."""
+        return await self.run(self._deleted_by, collection, request_id)
+
     async def dimensions(self) -> dict[str, int]:
         """The dimension of each physical collection that has had a record."""
         return await self.run(self._dimensions)
@@ -77,6 +83,26 @@ class RecordIndex:
             if "\0" in record_id:  # json_each cuts such an id short
                 found += link.execute(one, (collection, record_id)).fetchall()
         return found
+
+    def _deleted_by(self, collection: int, request_id: str) -> Remembered:
+        rows = (
+            self._link()
+            .execute(
+                "SELECT op_index, slots, deleted_slots, digest FROM router_outcome"
+                " WHERE request_id = ? AND collection = ? AND kind = ?"
+                " AND batch <= (SELECT applied FROM router_batch)",  # the rest is staged only
+                (request_id, collection, Kind.DELETE),
+            )
+            .fetchall()
+        )
+        covered: dict[int, frozenset[int]] = {}
+        for index, slots, _, _ in rows:
+            covered[index] = covered.get(index, frozenset()).union(unpacked(slots))
+        return Remembered(
+            frozenset.intersection(*covered.values()) if covered else frozenset(),
+            sum(len(unpacked(deleted)) for _, _, deleted, _ in rows),
+            rows[0][3] if rows else None,
+        )
 
     def _dimensions(self) -> dict[str, int]:
         rows: Iterator[tuple[str, int]] = self._link().execute(

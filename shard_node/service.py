@@ -8,7 +8,12 @@ import grpc.aio
 import structlog
 
 from chroma_router.v1 import shard_pb2, shard_pb2_grpc
-from chroma_router.wire.errors import ClusterError, DeadlineExpired, InternalFailure
+from chroma_router.wire.errors import (
+    ClusterError,
+    DeadlineExpired,
+    InternalFailure,
+    Overloaded,
+)
 from chroma_router.wire.slots import SLOT_BITMAP_BYTES
 from chroma_router.wire.status import grpc_status, status_metadata
 from shard_node.engine import EngineRefused
@@ -31,7 +36,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
     async def Hello(
         self, request: shard_pb2.HelloRequest, context: _Context
     ) -> shard_pb2.HelloResponse:
-        return await _answer(context, self._node.hello(request))
+        return await self._answer(context, self._node.hello(request))
 
     async def SetOwnership(
         self, request: shard_pb2.SetOwnershipRequest, context: _Context
@@ -40,7 +45,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
             now = self._node.incarnation()
             return await now.applier.turn(lambda: now.ownership.set(request))
 
-        return await _answer(context, work())
+        return await self._answer(context, work())
 
     async def DropCollection(
         self, request: shard_pb2.DropCollectionRequest, context: _Context
@@ -50,7 +55,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
             await now.applier.turn(lambda: now.ownership.drop(request.collection_id, request.epoch))
             return shard_pb2.DropCollectionResponse()
 
-        return await _answer(context, work())
+        return await self._answer(context, work())
 
     async def Apply(
         self, request: shard_pb2.ApplyRequest, context: _Context
@@ -64,7 +69,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
                 boot_id=now.boot_id,
             )
 
-        return await _answer(context, work())
+        return await self._answer(context, work())
 
     async def ShardQuery(
         self, request: shard_pb2.ShardQueryRequest, context: _Context
@@ -72,7 +77,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         async def work() -> shard_pb2.ShardQueryResponse:
             return await self._node.incarnation().queries.query(request)
 
-        return await _answer(context, work())
+        return await self._answer(context, work())
 
     async def ShardGet(
         self, request: shard_pb2.ShardGetRequest, context: _Context
@@ -80,7 +85,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         async def work() -> shard_pb2.ShardGetResponse:
             return await self._node.incarnation().reads.get(request)
 
-        return await _answer(context, work())
+        return await self._answer(context, work())
 
     async def ShardCount(
         self, request: shard_pb2.ShardCountRequest, context: _Context
@@ -88,18 +93,45 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         async def work() -> shard_pb2.ShardCountResponse:
             return self._node.incarnation().reads.count(request)
 
-        return await _answer(context, work())
+        return await self._answer(context, work())
 
     async def GetShardStats(
         self, request: shard_pb2.GetShardStatsRequest, context: _Context
     ) -> shard_pb2.GetShardStatsResponse:
-        return await _answer(context, self._stats.read())
+        return await self._answer(context, self._stats.read())
 
     async def ListHoldings(
         self, request: shard_pb2.ListHoldingsRequest, context: _Context
     ) -> AsyncIterator[shard_pb2.ListHoldingsResponse]:
-        for holding in await _answer(context, _holdings(self._node)):
+        for holding in await self._answer(context, _holdings(self._node)):
             yield holding
+
+    async def _answer(self, context: _Context, work: Awaitable[_T]) -> _T:
+        """The work's result; or the call is ended with the status of its failure."""
+        bound = _LONGEST_CALL_SECONDS
+        if (remaining := cast("float | None", context.time_remaining())) is not None:
+            bound = min(bound, remaining)
+        try:
+            async with asyncio.timeout(bound):
+                return await work
+        except ClusterError as error:
+            await self._abort(context, error)
+        except EngineRefused as refused:
+            await self._abort(context, refused.as_error())
+        except TimeoutError:
+            expired = DeadlineExpired(f"the shard did not answer within {bound:.3f} s")
+            await self._abort(context, expired)
+        except Exception:
+            _log.exception("a call failed in a way that is not foreseen")
+            defect = InternalFailure("a defect in the shard node; its log has the trace")
+            await self._abort(context, defect)
+
+    async def _abort(self, context: _Context, error: ClusterError) -> NoReturn:
+        if isinstance(error, Overloaded):  # a router tells it by this from gRPC's own refusals
+            error.metadata.setdefault("shard", self._node.shard)
+        trailing = status_metadata(error)
+        await context.abort(grpc_status(error), error.message, trailing_metadata=trailing)
+        raise AssertionError("abort raises")
 
 
 async def _holdings(node: Node) -> list[shard_pb2.ListHoldingsResponse]:
@@ -120,27 +152,3 @@ async def _holdings(node: Node) -> list[shard_pb2.ListHoldingsResponse]:
             shard_pb2.ListHoldingsResponse(definition=definition, owned_slots=nothing, dropped=True)
         )
     return listed
-
-
-async def _answer(context: _Context, work: Awaitable[_T]) -> _T:
-    """The work's result; or the call is ended with the status of its failure."""
-    bound = _LONGEST_CALL_SECONDS
-    if (remaining := cast("float | None", context.time_remaining())) is not None:
-        bound = min(bound, remaining)
-    try:
-        async with asyncio.timeout(bound):
-            return await work
-    except ClusterError as error:
-        await _abort(context, error)
-    except EngineRefused as refused:
-        await _abort(context, refused.as_error())
-    except TimeoutError:
-        await _abort(context, DeadlineExpired(f"the shard did not answer within {bound:.3f} s"))
-    except Exception:
-        _log.exception("a call failed in a way that is not foreseen")
-        await _abort(context, InternalFailure("a defect in the shard node; its log has the trace"))
-
-
-async def _abort(context: _Context, error: ClusterError) -> NoReturn:
-    await context.abort(grpc_status(error), error.message, trailing_metadata=status_metadata(error))
-    raise AssertionError("abort raises")

@@ -15,7 +15,7 @@ under way: two writers at once could meet SQLite's WAL-reset race.
 import sqlite3
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +45,8 @@ SCHEMA: dict[str, str] = {
     "router_outcome": """CREATE TABLE router_outcome(
   request_id TEXT NOT NULL, op_index INTEGER NOT NULL, collection INTEGER NOT NULL,
   batch INTEGER NOT NULL, kind INTEGER NOT NULL, slots BLOB NOT NULL, deleted_slots BLOB NOT NULL,
-  at INTEGER NOT NULL, PRIMARY KEY (request_id, op_index, collection, batch)) WITHOUT ROWID""",
+  at INTEGER NOT NULL, digest INTEGER NOT NULL,
+  PRIMARY KEY (request_id, op_index, collection, batch)) WITHOUT ROWID""",
     "router_outcome_batch": """CREATE INDEX router_outcome_batch ON router_outcome(batch, at)""",
     "router_queue_topic": """CREATE INDEX router_queue_topic ON embeddings_queue(topic, seq_id)""",
     "router_queue_guard": """CREATE TRIGGER router_queue_guard BEFORE INSERT ON embeddings_queue
@@ -88,6 +89,7 @@ class Outcome:
     kind: int
     slots: frozenset[int]
     deleted_slots: tuple[int, ...] = ()  # delete with a condition: one entry per deleted record
+    digest: int = 0  # of the whole request
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class Remembered:
 
     slots: frozenset[int]
     deleted: int
+    digest: int | None  # with which the identity was used, for whichever collection; None: never
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,8 @@ class State:
 
     def close(self) -> None:
         """Folds the WAL into the file, if no one reads, and closes."""
-        self._link.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with suppress(sqlite3.OperationalError):  # on a full disk the WAL stays as it is
+            self._link.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._link.close()
 
     @contextmanager
@@ -149,10 +153,11 @@ class State:
         self._link.execute("BEGIN IMMEDIATE")
         try:
             yield self._link
+            self._link.execute("COMMIT")
         except BaseException:
-            self._link.execute("ROLLBACK")
+            if self._link.in_transaction:  # SQLite itself ends it when the disk is full
+                self._link.execute("ROLLBACK")
             raise
-        self._link.execute("COMMIT")
 
     # ------------------------------------------------------------------------------ a group
 
@@ -176,10 +181,11 @@ class State:
                 (staged + 1, collection, topic_of(physical)),
             )
             link.executemany(
-                "INSERT INTO router_outcome VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO router_outcome VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     (o.request_id, o.index, collection, staged + 1, o.kind,
-                     _packed(sorted(o.slots)), _packed(o.deleted_slots), at_microseconds)
+                     _packed(sorted(o.slots)), _packed(o.deleted_slots), at_microseconds,
+                     o.digest)
                     for o in outcomes
                 ),
             )  # fmt: skip
@@ -216,12 +222,16 @@ class State:
 
     def _remembered(self, collection: int, request_id: str, index: int) -> Remembered:
         rows = self._link.execute(
-            "SELECT slots, deleted_slots FROM router_outcome"
-            " WHERE request_id = ? AND op_index = ? AND collection = ?",
-            (request_id, index, collection),
+            "SELECT collection, slots, deleted_slots, digest FROM router_outcome"
+            " WHERE request_id = ? AND op_index = ?",
+            (request_id, index),
         ).fetchall()
-        slots = frozenset(slot for blob, _ in rows for slot in array("H", blob))
-        return Remembered(slots, sum(len(deleted) // 2 for _, deleted in rows))
+        mine = [(slots, deleted) for number, slots, deleted, _ in rows if number == collection]
+        return Remembered(
+            frozenset(slot for slots, _ in mine for slot in unpacked(slots)),
+            sum(len(unpacked(deleted)) for _, deleted in mine),
+            rows[0][3] if rows else None,
+        )
 
     def prune_outcomes(self, before_microseconds: int, limit: int) -> int:
         """Forgets at most `limit` outcomes older than that; returns how many."""
@@ -289,6 +299,11 @@ class State:
             " WHERE r.collection = c.number)), 0) FROM router_collection c"
         )
         return int(self._link.execute(sql).fetchone()[0])
+
+
+def unpacked(slots: bytes) -> Sequence[int]:
+    """The slots of an outcome's blob."""
+    return array("H", slots)
 
 
 def _packed(slots: Iterable[int]) -> bytes:

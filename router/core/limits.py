@@ -26,8 +26,6 @@ class Limits:
     max_page_bytes: int = 8 * MIB
     max_shard_get_records: int = 1_000_000
     """Rows that a router asks of a shard at once."""
-    max_apply_bytes: int = 32 * MIB
-    """Bytes of one group of operations on its way to a shard."""
 
     def __post_init__(self) -> None:
         for limit in fields(self):

@@ -1,17 +1,22 @@
 """The main job through chromadb's own client: order, paging, filters, writes, dimension."""
 
 import random
+import struct
 import threading
+import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from chromadb.api import ClientAPI
 from chromadb.errors import ChromaError, InvalidArgumentError, NotFoundError
 
 import chroma_router
+from chroma_router.v1 import records_pb2, records_pb2_grpc, types_pb2
 from tests.support.cluster import RunningCluster, run_cli, running_cluster
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -214,3 +219,75 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
         collection.add(ids=["last"], embeddings=later)
         assert collection.get(include=[])["ids"] == [*ids, "last"]
         assert collection.query(query_embeddings=later, n_results=1)["ids"] == [["last"]]
+
+
+def test_a_limited_delete_takes_effect_once_under_its_request_id(
+    cluster: RunningCluster, fresh: Fresh
+) -> None:
+    collection = fresh()
+    ids = fill(collection, 60)
+    request = records_pb2.DeleteRequest(
+        collection=types_pb2.CollectionRef(id=str(collection.id)),
+        filter=types_pb2.Filter(where='{"n": {"$gte": 0}}'),
+        limit=7,
+        request_id=str(uuid.uuid4()),
+    )
+    with grpc.insecure_channel(cluster.address) as channel:
+        stub = records_pb2_grpc.RecordServiceStub(channel)
+        assert [stub.Delete(request).deleted for _ in range(3)] == [7, 7, 7]
+        assert collection.get(include=[])["ids"] == ids[7:]
+    assert collection.count() == 53
+
+
+def test_one_request_id_is_one_request(cluster: RunningCluster, fresh: Fresh) -> None:
+    collection = fresh()
+    with grpc.insecure_channel(cluster.address) as channel:
+        stub = records_pb2_grpc.RecordServiceStub(channel)
+
+        def add(record_id: str, value: float) -> None:
+            stub.Add(
+                records_pb2.AddRequest(
+                    collection=types_pb2.CollectionRef(id=str(collection.id)),
+                    records=[
+                        types_pb2.Record(id=record_id, embedding=struct.pack("<2f", value, 0))
+                    ],
+                    request_id="the-same",
+                )
+            )
+
+        add("a", 1)
+        add("a", 1)
+        with pytest.raises(grpc.RpcError, match="request id"):
+            add("a", 2)
+    assert collection.count() == 1
+
+
+def test_deletes_of_more_than_the_engine_takes_at_once(fresh: Fresh) -> None:
+    collection = fresh(metadata={"placement:shards": 1})
+    count = 12_000
+    rows = vectors(count, 2)
+    for at in range(0, count, 4000):
+        collection.upsert(
+            ids=[f"r{i}" for i in range(at, at + 4000)],
+            embeddings=rows[at : at + 4000],
+            metadatas=[{"n": i} for i in range(at, at + 4000)],
+        )
+    assert collection.delete(where={"n": {"$lt": 6000}}, limit=5800)["deleted"] == 5800
+    assert collection.delete(ids=[f"r{i}" for i in range(5700, 11_500)])["deleted"] == 5800
+    assert collection.count() == 500
+
+
+def test_a_changed_collection(fresh: Fresh, client: ClientAPI) -> None:
+    collection = fresh(metadata={"a": 1})
+    collection.modify(metadata={"b": 2}, name=f"{collection.name}-renamed")
+    again = client.get_collection(collection.name)
+    assert again.id == collection.id
+    assert again.metadata == {"b": 2}
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(lambda n: again.modify(metadata={"n": n}), range(10)))
+    assert set(client.get_collection(collection.name).metadata) == {"n"}
+
+
+def test_long_names_get_clear_errors(client: ClientAPI) -> None:
+    with pytest.raises(NotFoundError):
+        client.get_collection("n" * 30_000)

@@ -21,6 +21,7 @@ from chroma_router.wire.errors import ClusterError
 from chroma_router.wire.records import record_to_bytes
 from chroma_router.wire.slots import slots_to_bitmap
 from chroma_router.wire.status import from_rpc_error
+from shard_node.settings import MESSAGE_BYTES
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = "0b8e3f0e-6f0c-4d57-9f0b-3a2d3f1f7f11"
@@ -79,7 +80,8 @@ class Node:
         line = self.process.stdout.readline()
         assert line.startswith("ready "), f"{line!r}: {Path(self.log.name).read_text()}"
         self.address = line.split("listen=")[1].strip()
-        self.channel = grpc.insecure_channel(self.address)
+        options = [("grpc.max_receive_message_length", MESSAGE_BYTES)]
+        self.channel = grpc.insecure_channel(self.address, options)
         self.stub: Any = shard_pb2_grpc.ShardServiceStub(self.channel)
         return self
 

@@ -8,7 +8,6 @@ import pytest
 
 from chroma_router.v1 import shard_pb2, types_pb2
 from chroma_router.wire.errors import (
-    ClusterError,
     InvalidRequest,
     NotAllowed,
     NotFound,
@@ -30,7 +29,6 @@ from tests.shard_node.running import (
     Node,
     Row,
     floats,
-    uuid7,
 )
 
 pytestmark = pytest.mark.integration
@@ -278,49 +276,21 @@ def test_delete_counts(docs: CollectionCalls) -> None:
 def test_an_operation_larger_than_a_group_is_applied_whole(docs: CollectionCalls) -> None:
     docs.write(ADD, *rows(3000, dimension=64))
     assert docs.count() == 3000
-    (result,) = docs.apply(docs.operation(DELETE, [f"r{n}" for n in range(5462)]))
+    (result,) = docs.apply(docs.operation(ADD, rows(5462, dimension=64)))
     assert result.refused_reason == "BATCH_TOO_LARGE"
 
 
-# ------------------------------------------------------------------------------------ identity
-
-
-def test_a_repeat_takes_effect_once(docs: CollectionCalls) -> None:
-    add = docs.operation(ADD, [Row("a", floats(1), sequence=1)], uuid7())
-    delete = docs.operation(DELETE, ["a"], uuid7())
-    docs.apply(add)
-    docs.apply(delete)
-    docs.apply(add)  # a late repeat of the first
-    assert docs.count() == 0
-    docs.write(ADD, Row("a", floats(2), sequence=3))
-    docs.apply(delete, delete)
-    assert docs.ids() == ["a"]
-
-
-def test_a_repeated_conditional_delete_counts_what_it_deleted(docs: CollectionCalls) -> None:
-    docs.write(ADD, *rows(6))
-    everything = [f"r{n}" for n in range(6)]
-    operation = docs.operation(DELETE, everything, uuid7(), where='{"even":true}')
-    assert docs.apply(operation)[0].deleted == 3
-    docs.write(ADD, Row("r0", floats(1, 1), metadata={"even": True}, sequence=9))
-    assert docs.apply(operation)[0].deleted == 3
-    assert docs.count() == 4
-
-
-def test_operations_of_one_request_are_told_apart_by_index(docs: CollectionCalls) -> None:
-    request_id = uuid7()
-    results = docs.apply(
-        *(docs.operation(ADD, [Row(f"r{n}", floats(1))], request_id, n) for n in range(3))
-    )
-    assert [r.refused_reason for r in results] == ["", "", ""]
-    assert docs.count() == 3
-
-
-def test_past_the_retry_window_the_outcome_is_unknown(docs: CollectionCalls) -> None:
-    old = docs.operation(ADD, [Row("a", floats(1))], uuid7(age_seconds=901))
-    assert docs.apply(old)[0].refused_reason == "UNKNOWN_OUTCOME"
-    young = docs.operation(ADD, [Row("a", floats(1))], uuid7(age_seconds=890))
-    assert docs.apply(young)[0].refused_reason == ""
+def test_a_delete_of_more_than_the_engine_takes_goes_in_steps(docs: CollectionCalls) -> None:
+    for start in (0, 4000):
+        docs.write(ADD, *rows(4000, first=start))
+    ids = [f"r{n}" for n in range(7000)]
+    operation = docs.operation(DELETE, ids)
+    for _ in range(2):  # a repeat takes nothing more away
+        (result,) = docs.apply(operation)
+        assert (result.refused_reason, result.deleted) == ("", 7000)
+        assert docs.count() == 1000
+    (result,) = docs.apply(docs.operation(DELETE, [f"x{n}" for n in range(100_001)]))
+    assert result.refused_reason == "BATCH_TOO_LARGE"
 
 
 # ------------------------------------------------------------------------------------ get
@@ -512,11 +482,3 @@ def test_a_write_to_a_slot_that_is_not_owned_is_a_defect(docs: CollectionCalls) 
     docs.own(ALL_SLOTS - {slot_of("r1")}, epoch=2)
     results = docs.apply(*(docs.operation(ADD, [row]) for row in rows(3)))
     assert [r.refused_reason for r in results] == ["", "INTERNAL", ""]
-
-
-def test_an_answer_that_does_not_fit_in_a_message(docs: CollectionCalls) -> None:
-    docs.write(ADD, *(Row(f"r{n}", floats(n), "x" * (1 << 20), sequence=n) for n in range(20)))
-    queries = [floats(1)] * 4
-    with pytest.raises(ClusterError) as refused:
-        docs.query(*queries, n=20, include=[DOCUMENTS])
-    assert refused.value.reason is Reason.ANSWER_TOO_LARGE

@@ -282,6 +282,24 @@ def test_a_torn_index_is_rebuilt_from_the_queue(mine: Node) -> None:
 # ------------------------------------------------------------------------------------ hangs, load
 
 
+def test_a_loaded_index_counts_its_tail_once(mine: Node) -> None:
+    """A load that left the engine to count it twice would persist long before the threshold."""
+    docs = mine.collection(configuration='{"hnsw":{"sync_threshold":20}}')
+    docs.write(ADD, *(Row(f"r{n}", floats(n), sequence=n) for n in range(15)))
+    mine.kill()
+    mine.start()
+    docs.own(epoch=1, boot_id=mine.until_serving(), configuration='{"hnsw":{"sync_threshold":20}}')
+    assert len(docs.query(floats(1), n=15)[0]) == 15
+    sql = "SELECT count(*) FROM max_seq_id m JOIN segments s ON s.id = m.segment_id"
+    link = sqlite3.connect(mine.data / "chroma" / "chroma.sqlite3")
+    persisted = []
+    for n in range(15, 20):
+        docs.write(ADD, Row(f"r{n}", floats(n), sequence=n))
+        persisted += link.execute(sql + " WHERE s.scope = 'VECTOR'").fetchone()
+    link.close()
+    assert persisted == [0, 0, 0, 0, 1]
+
+
 def test_a_hanging_engine_is_ended_at_its_bound(data: Path) -> None:
     with running(data, environment={"CHROMA_ROUTER_NODE_WRITE_SECONDS": "1"}) as node:
         docs = node.collection()
@@ -319,7 +337,8 @@ def _is_full(docs: CollectionCalls) -> bool:
     try:
         docs.apply(docs.operation(DELETE, ["x"]), seconds=0.3)
     except Overloaded as error:
-        return error.reason is Reason.QUEUE_FULL and bool(error.retry_after)
+        known = (Reason.QUEUE_FULL, {"shard": "shard-1"})
+        return (error.reason, error.metadata) == known and bool(error.retry_after)
     except DeadlineExpired:
         return False
     return False
@@ -403,7 +422,7 @@ def test_directories_of_others_are_refused(mine: Node, tmp_path: Path) -> None:
     assert "--name shard-1" in said
     database = mine.data / "chroma" / "chroma.sqlite3"
     for statement, mend in (
-        ("UPDATE router_meta SET value = '2' WHERE key = 'format_version'", "has format 2"),
+        ("UPDATE router_meta SET value = '9' WHERE key = 'format_version'", "has format 9"),
         ("DROP TRIGGER router_queue_applied", "router_queue_applied"),
         ("UPDATE embeddings_queue_config SET config_json_str = '{}'", "purge itself"),
         ("PRAGMA journal_mode = DELETE", "journal_mode=WAL"),
