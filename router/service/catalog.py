@@ -112,6 +112,30 @@ class CatalogService:
                 "the cluster has no shards; start the router with `--shard NAME=ADDRESS`",
                 Reason.NO_SHARDS,
             )
+        for _ in range(CHANGE_ROUNDS):
+            try:
+                entry, created = await self._made(request)
+                break
+            except NotFound as error:
+                # Deleted by another request right after it was found: get_or_create begins anew.
+                gone = error.reason is Reason.COLLECTION_NOT_FOUND
+                if not (request.get_or_create and gone):
+                    raise
+        else:
+            raise Stale(
+                f"collection [{request.name}] kept being deleted by concurrent requests; repeat",
+                Reason.CONFLICT,
+                retry_after=1.0,
+            )
+        self._directory.remember(entry)
+        return catalog_pb2.CreateCollectionResponse(
+            collection=collection_message(entry), created=created
+        )
+
+    async def _made(
+        self, request: catalog_pb2.CreateCollectionRequest
+    ) -> tuple[CollectionEntry, bool]:
+        """The collection as its shards describe it, and whether it is a new one."""
         collection_id = str(uuid.uuid4())
         homes = home_shards(collection_id, self._cluster.names, request.placement_shards)
         new = NewCollection(
@@ -136,10 +160,7 @@ class CatalogService:
                 # The engine refused the configuration, no shard is there, or the caller went away
                 # before it could learn the id: as if never made.
                 await self._delete(entry, deadline=0.0)
-        self._directory.remember(entry)
-        return catalog_pb2.CreateCollectionResponse(
-            collection=collection_message(entry), created=created
-        )
+        return entry, created
 
     async def get_collection(
         self, request: catalog_pb2.GetCollectionRequest, _deadline: float

@@ -1,5 +1,6 @@
 """The main job through chromadb's own client: order, paging, filters, writes, dimension."""
 
+import contextlib
 import random
 import struct
 import threading
@@ -291,3 +292,16 @@ def test_a_changed_collection(fresh: Fresh, client: ClientAPI) -> None:
 def test_long_names_get_clear_errors(client: ClientAPI) -> None:
     with pytest.raises(NotFoundError):
         client.get_collection("n" * 30_000)
+
+
+def test_get_or_create_never_fails_beside_deletes(client: ClientAPI) -> None:
+    name = f"coming-and-going-{SEED}"
+
+    def come_and_go(n: int) -> None:
+        assert client.get_or_create_collection(name).name == name
+        if n % 2:
+            with contextlib.suppress(NotFoundError):
+                client.delete_collection(name)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(come_and_go, range(48)))
