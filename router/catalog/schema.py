@@ -90,7 +90,7 @@ def is_damage(error: sqlite3.Error) -> bool:
 def unusable(path: Path, why: str) -> NotAllowed:
     """The refusal of a catalog file, with the mend."""
     return NotAllowed(
-        f"catalog {path} {why}. `chroma-router catalog check` tells more; put a copy made by"
+        f"catalog {path} {why}; put a copy made by"
         " `chroma-router catalog backup` in its place, or move it away and run"
         " `chroma-router catalog rebuild`",
         Reason.CATALOG_UNUSABLE,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from router.cli.command import Failed, JsonOption, command, run, usage
-from router.cli.output import print_json
+from router.cli.output import counted, print_json
 
 if TYPE_CHECKING:
     from router.catalog import NodeHoldings
@@ -105,9 +105,26 @@ def rebuild(
         if not (name and equals and address):
             usage(f"--node: {text!r} is not NAME=ADDRESS, such as shard-1=127.0.0.1:50061")
         nodes.append((name, address))
+    if data is not None:
+        _refuse_in_use(data)
     if target.exists():
         raise Failed(f"{target} exists already and is not overwritten; move it away first")
     run(_rebuild_from_data(data, target) if data else _rebuild(nodes, target))
+
+
+def _refuse_in_use(data: Path) -> None:
+    """Raises Failed when a supervisor runs in the directory, whatever else is wrong with it."""
+    import os
+
+    from chroma_router.wire.errors import ClusterError
+    from router.supervisor.layout import Layout
+
+    if not (data / "up.lock").exists():
+        return
+    try:
+        os.close(Layout.of(data).lock())
+    except ClusterError as error:
+        raise Failed(error.message) from None
 
 
 async def _rebuild_from_data(data: Path, target: Path) -> None:
@@ -135,8 +152,9 @@ async def _rebuild(nodes: list[tuple[str, str]], target: Path) -> None:
     for note in rebuilt.notes:
         print(f"note: {note}")
     print(
-        f"{target} written: {len(rebuilt.shards)} shards, {len(rebuilt.databases)} databases, "
-        f"{len(rebuilt.collections)} collections"
+        f"{target} written: {counted(len(rebuilt.shards), 'shard')}, "
+        f"{counted(len(rebuilt.databases), 'database')}, "
+        f"{counted(len(rebuilt.collections), 'collection')}"
     )
 
 

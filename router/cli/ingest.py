@@ -22,7 +22,7 @@ from router.cli.command import (
     run,
     usage,
 )
-from router.cli.output import print_json
+from router.cli.output import counted, print_json
 from router.cli.query import EMBEDDER_KEY
 from router.embedding import EmbedderName
 
@@ -44,6 +44,7 @@ class _Options:
     embedder: EmbedderName | None
     batch: int
     concurrency: int
+    space: str | None
     configuration: str
     rejects: Path | None
     rate: float | None
@@ -99,6 +100,8 @@ def ingest(
     """
     if rate is not None and not 0 < rate < float("inf"):
         usage("--rate: a number above 0")
+    if embeddings is not None and embedder is not None:
+        usage("give either --embeddings or --embedder: only one of them can make the vectors")
     if not file.is_file():
         raise Failed(f"{file} does not exist or is no file")
     if rejects is not None and rejects.exists() and rejects.samefile(file):
@@ -110,6 +113,7 @@ def ingest(
         embedder=embedder,
         batch=batch,
         concurrency=concurrency,
+        space=space,
         configuration=_configuration(space, create_config),
         rejects=rejects,
         rate=rate,
@@ -133,10 +137,10 @@ def ingest(
         print_json(summary)
         return
     rejected = f", {tally.rejected:,} rejected (see {rejects})" if tally.rejected else ""
-    repeated = f", {tally.retries:,} writes repeated" if tally.retries else ""
+    repeated = f", {counted(tally.retries, 'write')} repeated" if tally.retries else ""
     print(
-        f"{tally.stored:,} records stored in {collection}{rejected}{repeated}: {seconds:.1f} s, "
-        f"{summary['records_per_second']:,.0f} records/s"
+        f"{counted(tally.stored, 'record')} stored in {collection}{rejected}{repeated}: "
+        f"{seconds:.1f} s, {summary['records_per_second']:,.0f} records/s"
     )
 
 
@@ -181,7 +185,10 @@ async def _ingest(options: _Options) -> "Tally":
             reject(line)
 
         async with RouterLink(options.router) as link:
-            await _create(link, options)
+
+            async def prepare(first: "Batch") -> None:
+                await _create(link, options, marked=first.embedded)
+
             sender = Sender(
                 link=link,
                 collection=collection_ref(options.collection, options.tenant, options.database),
@@ -189,6 +196,7 @@ async def _ingest(options: _Options) -> "Tally":
                 timeout=options.timeout,
                 rate=RateCap(options.rate) if options.rate is not None else None,
                 on_bad=on_bad,
+                prepare=prepare,
                 tally=tally,
             )
             show = stack.enter_context(_progress(file.size, tally))
@@ -205,7 +213,7 @@ def _rules(options: _Options, file: "LineFile") -> "BatchRules":
     if options.embeddings is not None:
         rows = load_embeddings(options.embeddings, file.count())
     made = None
-    if options.embedder is not None and rows is None:
+    if options.embedder is not None:
         try:
             made = embedder(options.embedder)
         except EmbedderUnavailable as error:
@@ -213,8 +221,11 @@ def _rules(options: _Options, file: "LineFile") -> "BatchRules":
     return BatchRules(options.batch, rows, made)
 
 
-async def _create(link: Any, options: _Options) -> None:
-    """Makes the collection unless it exists. The embedder is noted in its metadata."""
+async def _create(link: Any, options: _Options, *, marked: bool) -> None:
+    """Makes the collection unless it exists; `marked`: its metadata name the embedder.
+
+    Raises Failed when it exists with another space than the one that is asked for.
+    """
     from chroma_router.v1 import catalog_pb2
     from chroma_router.wire.records import metadata_to_wire
 
@@ -225,9 +236,27 @@ async def _create(link: Any, options: _Options) -> None:
         configuration_json=options.configuration,
         get_or_create=True,
     )
-    if options.embedder is not None:
+    if marked and options.embedder is not None:
         metadata_to_wire({EMBEDDER_KEY: options.embedder.value}, request.metadata)
-    await link.call(link.catalog.CreateCollection, request)
+    answer = await link.call(link.catalog.CreateCollection, request)
+    if options.space is None or answer.created:
+        return
+    space = _space_of(answer.collection.configuration_json)
+    if space != options.space:
+        raise Failed(
+            f"the collection {options.collection} exists with the space {space}, not "
+            f"{options.space}; leave out --space to add to it as it is, or name another collection"
+        )
+
+
+def _space_of(configuration_json: str) -> str:
+    """The distance of a collection that exists."""
+    configuration = json.loads(configuration_json or "{}")
+    for index in ("hnsw", "spann"):
+        space = (configuration.get(index) or {}).get("space")
+        if space:
+            return str(space)
+    return "l2"
 
 
 def _rejecter(path: Path | None, stack: contextlib.ExitStack) -> "Callable[[BadLine], None] | None":

@@ -58,6 +58,8 @@ class Batch:
     bad: list[BadLine]
     position: int
     """How many bytes of the file have been read, as they lie on the disk."""
+    embedded: bool = False
+    """Whether the embedder made vectors of it."""
 
 
 class _Refused(Exception):
@@ -197,7 +199,7 @@ def _batch(file: LineFile, parsed: list[_Parsed], bad: list[BadLine], rules: Bat
         except _Refused as refusal:
             bad.append(BadLine(line.number, line.text, str(refusal)))
     bad.sort(key=lambda line: line.number)
-    return Batch(lines, bad, file.position)
+    return Batch(lines, bad, file.position, embedded=bool(bare))
 
 
 def _parse(number: int, text: bytes, rules: BatchRules) -> _Parsed:

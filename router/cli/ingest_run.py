@@ -9,7 +9,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from chroma_router.v1 import types_pb2, views_pb2
@@ -62,6 +62,8 @@ class Sender:
     rate: RateCap | None
     on_bad: OnBad
     """Takes a bad line; raises to stop there."""
+    prepare: Callable[[Batch], Awaitable[None]] | None = None
+    """Awaited once, before the first batch is sent; what it raises ends the sending."""
     tally: Tally = field(default_factory=Tally)
     _in_flight: dict[asyncio.Task[None], set[str]] = field(default_factory=dict)
     _failures: list[Exception] = field(default_factory=list)
@@ -71,6 +73,7 @@ class Sender:
 
         What is under way then is finished first, so that the tally is true.
         """
+        prepare = self.prepare
         async with asyncio.TaskGroup() as tasks:
             while not self._failures:
                 batch = await asyncio.to_thread(next, batches, None)
@@ -79,7 +82,10 @@ class Sender:
                 try:
                     for bad in batch.bad:
                         self._reject(bad)
-                except Failed as failure:
+                    if batch.lines and prepare is not None:
+                        await prepare(batch)
+                        prepare = None
+                except (Failed, ClusterError) as failure:
                     self._failures.append(failure)
                     break
                 if batch.lines:

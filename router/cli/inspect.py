@@ -12,7 +12,7 @@ from router.cli.command import (
     command,
     run,
 )
-from router.cli.output import bytes_text, print_json, print_table
+from router.cli.output import bytes_text, counted, print_json, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,8 +48,9 @@ def status(router: RouterOption = DEFAULT_ROUTER, as_json: JsonOption = False) -
         )
         return
     print(
-        f"cluster {answer.cluster_id}, {answer.records:,} records in {answer.collections} "
-        f"collections, router {answer.router_version} up for {answer.uptime_seconds:.0f} s"
+        f"cluster {answer.cluster_id}, {counted(answer.records, 'record')} in "
+        f"{counted(answer.collections, 'collection')}, "
+        f"router {answer.router_version} up for {answer.uptime_seconds:.0f} s"
     )
     print_table("shards", _COLUMNS, _rows(shards), numeric=_NUMERIC)
     _print_problems(shards)
@@ -170,7 +171,7 @@ def healthcheck(
 
     \b
     Example:
-      chroma-router healthcheck --router 127.0.0.1:50061
+      chroma-router healthcheck --router 127.0.0.1:50051
     """
     state = run(_health(router, timeout))
     print(state)
@@ -179,8 +180,10 @@ def healthcheck(
 
 
 async def _health(router: str, timeout: float) -> str:
+    import grpc
     from grpc_health.v1 import health_pb2
 
+    from chroma_router.wire.status import from_rpc_error
     from router.cli.link import RouterLink
 
     async with RouterLink(router) as link:
@@ -189,5 +192,11 @@ async def _health(router: str, timeout: float) -> str:
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
-        answer = await link.call(check, health_pb2.HealthCheckRequest(), timeout)
+        try:
+            answer = await check(health_pb2.HealthCheckRequest(), timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise Failed(
+                f"nothing that serves answers at {router} ({from_rpc_error(error).message}); "
+                "start it, or name another address with --router HOST:PORT"
+            ) from None
         return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

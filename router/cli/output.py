@@ -44,6 +44,11 @@ def print_table(
     Console(file=sys.stdout, highlight=False, width=width).print(table)
 
 
+def counted(number: int, word: str) -> str:
+    """A number of things: 1 shard, 2 shards."""
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+
+
 def bytes_text(size: int) -> str:
     """A number of bytes as people read it: 12.3 MiB."""
     value = float(size)

@@ -58,7 +58,23 @@ def serve(
         settings = load_settings(config, {"listen": listen, "catalog": catalog})
     except ClusterError as error:
         raise Failed(error.message) from None
+    if not shards and not (settings.catalog.exists() and run(_has_shards(settings.catalog))):
+        raise Failed(
+            f"the cluster has no shards: neither the catalog {settings.catalog} nor a flag names "
+            "one; start the router with `--shard NAME=ADDRESS`"
+        )
     run(serve_router(settings, shards, _print_ready))
+
+
+async def _has_shards(path: Path) -> bool:
+    """Whether a catalog names any shard."""
+    from router.catalog import Catalog
+
+    catalog = await Catalog.open(path)
+    try:
+        return bool(await catalog.shards())
+    finally:
+        await catalog.close()
 
 
 def _shard(text: str) -> tuple[str, str]:

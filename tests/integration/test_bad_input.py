@@ -229,7 +229,8 @@ def test_a_settings_file_with_an_unknown_key(tmp_path: Path) -> None:
 
 
 def test_a_port_in_use(cluster: RunningCluster, tmp_path: Path) -> None:
-    done = serve("--catalog", str(tmp_path / "c.sqlite3"), "--listen", cluster.address)
+    shard = ("--shard", "shard-1=127.0.0.1:1")
+    done = serve("--catalog", str(tmp_path / "c.sqlite3"), "--listen", cluster.address, *shard)
     assert done.returncode == 1
     assert cluster.address in done.stderr
     assert "Traceback" not in done.stderr

@@ -137,6 +137,8 @@ def test_a_directory_in_use_and_a_port_in_use(tmp_path: Path) -> None:
     with running_cluster(data) as cluster:
         second = cli("up", "--data", str(data), "--listen", "127.0.0.1:0")
         assert (second.returncode, "in use" in second.stderr) == (1, True)
+        rebuilt = cli("catalog", "rebuild", "--data", str(data))
+        assert (rebuilt.returncode, "in use" in rebuilt.stderr) == (1, True)
         other = tmp_path / "other"
         third = cli("up", "--data", str(other), "--listen", cluster.address)
         assert (third.returncode, "choose another with --listen" in third.stderr) == (1, True)
@@ -177,6 +179,10 @@ def test_bad_lines_stop_with_their_number_or_are_put_aside(
     asked = ["ingest", str(path), "--router", cluster.address]
     stopped = cli(*asked, "--collection", "bad-lines-1")
     assert (stopped.returncode, "line 5: not JSON" in stopped.stderr) == (1, True)
+    missing = cli(
+        "query", "--collection", "bad-lines-1", "--like", "x", "--router", cluster.address
+    )
+    assert (missing.returncode, "does not exist" in missing.stderr) == (1, True), missing.stderr
     for batch in ("20", "3"):
         summary = run_cli(
             *asked, "--collection", "bad-lines-2", "--rejects", str(rejects), "--batch", batch
@@ -187,6 +193,21 @@ def test_bad_lines_stop_with_their_number_or_are_put_aside(
         assert found[0]["text"] == "{"
         assert "imension" in found[1]["reason"]
     assert count(cluster, "bad-lines-2") == 18
+
+
+def test_another_space_is_refused_and_vectors_of_the_lines_are_not_the_embedders(
+    tmp_path: Path, cluster: RunningCluster
+) -> None:
+    path = tmp_path / "in.jsonl"
+    write_records(path, 5)
+    asked = ["ingest", str(path), "--collection", "spaces", "--router", cluster.address]
+    assert run_cli(*asked, "--space", "cosine", "--embedder", "lexical")["stored"] == 5
+    assert run_cli(*asked, "--space", "cosine")["stored"] == 5
+    other = cli(*asked, "--space", "ip")
+    assert other.returncode == 1
+    assert "with the space cosine, not ip; leave out --space" in other.stderr
+    words = cli("query", "--collection", "spaces", "--text", "x", "--router", cluster.address)
+    assert (words.returncode, "--embedder" in words.stderr) == (1, True)
 
 
 def test_a_lost_catalog_is_rebuilt_from_the_shards(tmp_path: Path) -> None:

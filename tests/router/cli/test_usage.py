@@ -107,6 +107,19 @@ def test_wrong_options_of_ingest_are_2(tmp_path: Path, option: str, value: str, 
     assert (code, says in err) == (2, True)
 
 
+def test_embeddings_and_an_embedder_exclude_each_other(tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    given = ["--embeddings", "x.npy", "--embedder", "lexical"]
+    code, _, err = run("ingest", str(tmp_path / "f"), "--collection", "c", *given)
+    assert (code, "--embeddings" in err, "--embedder" in err) == (2, True, True)
+
+
+def test_a_router_without_shards_is_refused_and_no_catalog_is_made(tmp_path: Path) -> None:
+    catalog = tmp_path / "c.sqlite3"
+    code, _, err = run("serve", "--catalog", str(catalog), "--listen", "127.0.0.1:0")
+    assert (code, "--shard NAME=ADDRESS" in err, catalog.exists()) == (1, True, False)
+
+
 def test_rejects_may_not_overwrite_the_input(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_text("x")
@@ -119,7 +132,6 @@ def test_rejects_may_not_overwrite_the_input(tmp_path: Path) -> None:
     [
         ["status"],
         ["shards", "list"],
-        ["healthcheck"],
         ["query", "--collection", "ccc", "--like", "a"],
     ],
     ids=lambda words: words[0],
@@ -130,6 +142,13 @@ def test_no_router_is_1_and_one_line_that_names_it(arguments: list[str], nobody:
     assert err.count("\n") == 1
     assert nobody in err
     assert "chroma-router up" in err
+
+
+def test_a_healthcheck_of_nobody_does_not_say_that_it_is_a_router(nobody: str) -> None:
+    code, out, err = run("healthcheck", "--router", nobody)
+    assert (code, out, err.count("\n"), nobody in err) == (1, "", 1, True)
+    told = err.removeprefix("chroma-router: ").replace("--router", "")
+    assert "router" not in told
 
 
 def test_the_router_may_come_from_the_environment(
@@ -161,8 +180,9 @@ def test_a_missing_file_is_1(tmp_path: Path) -> None:
 
 def test_a_catalog_that_is_none_is_not_sound(tmp_path: Path) -> None:
     (tmp_path / "c").write_text("nothing of the kind")
-    code, out, _ = run("catalog", "check", "--json", "--catalog", str(tmp_path / "c"))
+    code, out, err = run("catalog", "check", "--json", "--catalog", str(tmp_path / "c"))
     assert code == 1
+    assert "tells more" not in out + err
     assert json.loads(out)["sound"] is False
 
 
