@@ -14,7 +14,7 @@ class NodeSettings(BaseSettings):
     retry_window_seconds: int = Field(900, ge=1)
     queue_operations: int = Field(8192, ge=1)
     queue_bytes: int = Field(128 << 20, ge=1 << 20)
-    # 100 rows of 384 dimensions: an engine call stays under 50 ms; queries wait for one at most.
+    # 100 rows of 384 dimensions: about 40 ms of an idle machine; queries wait for one at most.
     group_floats: int = Field(100 * 384, ge=1)
     group_rows: int = Field(1000, ge=1, le=5000)
     write_seconds: float = Field(60, gt=0)
