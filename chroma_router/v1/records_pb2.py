@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from chroma_router.v1 import types_pb2 as chroma__router_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63hroma_router/v1/records.proto\x12\x10\x63hroma_router.v1\x1a\x1c\x63hroma_router/v1/types.proto\"\x80\x01\n\nAddRequest\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12)\n\x07records\x18\x02 \x03(\x0b\x32\x18.chroma_router.v1.Record\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"!\n\x0b\x41\x64\x64Response\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x83\x01\n\rUpsertRequest\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12)\n\x07records\x18\x02 \x03(\x0b\x32\x18.chroma_router.v1.Record\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"$\n\x0eUpsertResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x83\x01\n\rUpdateRequest\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12)\n\x07records\x18\x02 \x03(\x0b\x32\x18.chroma_router.v1.Record\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"$\n\x0eUpdateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xa0\x01\n\rDeleteRequest\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12(\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x18.chroma_router.v1.Filter\x12\x12\n\x05limit\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x04 \x01(\tB\x08\n\x06_limit\"5\n\x0e\x44\x65leteResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\xd9\x01\n\nGetRequest\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12(\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x18.chroma_router.v1.Filter\x12\x12\n\x05limit\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06offset\x18\x04 \x01(\r\x12*\n\x07include\x18\x05 \x03(\x0e\x32\x19.chroma_router.v1.Include\x12\x12\n\npage_token\x18\x06 \x01(\tB\x08\n\x06_limit\"Q\n\x0bGetResponse\x12)\n\x07records\x18\x01 \x03(\x0b\x32\x18.chroma_router.v1.Record\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc0\x01\n\x0cQueryRequest\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12\x12\n\nembeddings\x18\x02 \x03(\x0c\x12\x11\n\tn_results\x18\x03 \x01(\r\x12(\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x18.chroma_router.v1.Filter\x12*\n\x07include\x18\x05 \x03(\x0e\x32\x19.chroma_router.v1.Include\"2\n\x0bQueryResult\x12#\n\x04hits\x18\x01 \x03(\x0b\x32\x15.chroma_router.v1.Hit\"?\n\rQueryResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.chroma_router.v1.QueryResult\"C\n\x0c\x43ountRequest\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\"\x1e\n\rCountResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\x32\x92\x04\n\rRecordService\x12\x42\n\x03\x41\x64\x64\x12\x1c.chroma_router.v1.AddRequest\x1a\x1d.chroma_router.v1.AddResponse\x12K\n\x06Upsert\x12\x1f.chroma_router.v1.UpsertRequest\x1a .chroma_router.v1.UpsertResponse\x12K\n\x06Update\x12\x1f.chroma_router.v1.UpdateRequest\x1a .chroma_router.v1.UpdateResponse\x12K\n\x06\x44\x65lete\x12\x1f.chroma_router.v1.DeleteRequest\x1a .chroma_router.v1.DeleteResponse\x12\x42\n\x03Get\x12\x1c.chroma_router.v1.GetRequest\x1a\x1d.chroma_router.v1.GetResponse\x12H\n\x05Query\x12\x1e.chroma_router.v1.QueryRequest\x1a\x1f.chroma_router.v1.QueryResponse\x12H\n\x05\x43ount\x12\x1e.chroma_router.v1.CountRequest\x1a\x1f.chroma_router.v1.CountResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63hroma_router/v1/records.proto\x12\x10\x63hroma_router.v1\x1a\x1c\x63hroma_router/v1/types.proto\"\x80\x01\n\nAddRequest\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12)\n\x07records\x18\x02 \x03(\x0b\x32\x18.chroma_router.v1.Record\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"!\n\x0b\x41\x64\x64Response\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x83\x01\n\rUpsertRequest\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12)\n\x07records\x18\x02 \x03(\x0b\x32\x18.chroma_router.v1.Record\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"$\n\x0eUpsertResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x83\x01\n\rUpdateRequest\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12)\n\x07records\x18\x02 \x03(\x0b\x32\x18.chroma_router.v1.Record\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"$\n\x0eUpdateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xa0\x01\n\rDeleteRequest\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12(\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x18.chroma_router.v1.Filter\x12\x12\n\x05limit\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x04 \x01(\tB\x08\n\x06_limit\"5\n\x0e\x44\x65leteResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\xf0\x01\n\nGetRequest\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12(\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x18.chroma_router.v1.Filter\x12\x12\n\x05limit\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06offset\x18\x04 \x01(\r\x12*\n\x07include\x18\x05 \x03(\x0e\x32\x19.chroma_router.v1.Include\x12\x12\n\npage_token\x18\x06 \x01(\t\x12\x15\n\rallow_partial\x18\x07 \x01(\x08\x42\x08\n\x06_limit\"\x7f\n\x0bGetResponse\x12)\n\x07records\x18\x01 \x03(\x0b\x32\x18.chroma_router.v1.Record\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12,\n\x08\x63overage\x18\x03 \x01(\x0b\x32\x1a.chroma_router.v1.Coverage\"\xd7\x01\n\x0cQueryRequest\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12\x12\n\nembeddings\x18\x02 \x03(\x0c\x12\x11\n\tn_results\x18\x03 \x01(\r\x12(\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x18.chroma_router.v1.Filter\x12*\n\x07include\x18\x05 \x03(\x0e\x32\x19.chroma_router.v1.Include\x12\x15\n\rallow_partial\x18\x06 \x01(\x08\"2\n\x0bQueryResult\x12#\n\x04hits\x18\x01 \x03(\x0b\x32\x15.chroma_router.v1.Hit\"m\n\rQueryResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.chroma_router.v1.QueryResult\x12,\n\x08\x63overage\x18\x02 \x01(\x0b\x32\x1a.chroma_router.v1.Coverage\"Z\n\x0c\x43ountRequest\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12\x15\n\rallow_partial\x18\x02 \x01(\x08\"L\n\rCountResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\x12,\n\x08\x63overage\x18\x02 \x01(\x0b\x32\x1a.chroma_router.v1.Coverage\"\xa8\x01\n\x0bScanRequest\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12(\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x18.chroma_router.v1.Filter\x12*\n\x07include\x18\x03 \x03(\x0e\x32\x19.chroma_router.v1.Include\x12\x0e\n\x06\x63ursor\x18\x04 \x01(\t\"I\n\x0cScanResponse\x12)\n\x07records\x18\x01 \x03(\x0b\x32\x18.chroma_router.v1.Record\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"\x87\x01\n\x11\x42ulkUpsertRequest\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12)\n\x07records\x18\x02 \x03(\x0b\x32\x18.chroma_router.v1.Record\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"u\n\x12\x42ulkUpsertResponse\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07records\x18\x03 \x01(\r\x12+\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1c.chroma_router.v1.BatchError\"\xb0\x01\n\nBatchError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12%\n\x18retry_after_milliseconds\x18\x04 \x01(\rH\x00\x88\x01\x01\x12/\n\x07outcome\x18\x05 \x01(\x0b\x32\x1e.chroma_router.v1.WriteOutcomeB\x1b\n\x19_retry_after_milliseconds\"\x87\x01\n\rSearchRequest\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12*\n\x08searches\x18\x02 \x03(\x0b\x32\x18.chroma_router.v1.Search\x12\x15\n\rallow_partial\x18\x03 \x01(\x08\"\x96\x01\n\x06Search\x12(\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x18.chroma_router.v1.Filter\x12$\n\x04rank\x18\x02 \x01(\x0b\x32\x16.chroma_router.v1.Rank\x12\x12\n\x05limit\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06offset\x18\x04 \x01(\r\x12\x0e\n\x06select\x18\x05 \x03(\tB\x08\n\x06_limit\"\xf1\x03\n\x04Rank\x12(\n\x03knn\x18\x01 \x01(\x0b\x32\x19.chroma_router.v1.KnnRankH\x00\x12\x0f\n\x05value\x18\x02 \x01(\x02H\x00\x12)\n\x03sum\x18\x03 \x01(\x0b\x32\x1a.chroma_router.v1.RankListH\x00\x12-\n\x07product\x18\x04 \x01(\x0b\x32\x1a.chroma_router.v1.RankListH\x00\x12-\n\x07maximum\x18\x05 \x01(\x0b\x32\x1a.chroma_router.v1.RankListH\x00\x12-\n\x07minimum\x18\x06 \x01(\x0b\x32\x1a.chroma_router.v1.RankListH\x00\x12\x30\n\ndifference\x18\x07 \x01(\x0b\x32\x1a.chroma_router.v1.RankPairH\x00\x12.\n\x08quotient\x18\x08 \x01(\x0b\x32\x1a.chroma_router.v1.RankPairH\x00\x12*\n\x08\x61\x62solute\x18\t \x01(\x0b\x32\x16.chroma_router.v1.RankH\x00\x12-\n\x0b\x65xponential\x18\n \x01(\x0b\x32\x16.chroma_router.v1.RankH\x00\x12+\n\tlogarithm\x18\x0b \x01(\x0b\x32\x16.chroma_router.v1.RankH\x00\x42\x0c\n\nexpression\"}\n\x07KnnRank\x12\x11\n\tembedding\x18\x01 \x01(\x0c\x12\x12\n\x05limit\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x1a\n\rdefault_value\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x13\n\x0breturn_rank\x18\x04 \x01(\x08\x42\x08\n\x06_limitB\x10\n\x0e_default_value\"1\n\x08RankList\x12%\n\x05parts\x18\x01 \x03(\x0b\x32\x16.chroma_router.v1.Rank\"W\n\x08RankPair\x12$\n\x04left\x18\x01 \x01(\x0b\x32\x16.chroma_router.v1.Rank\x12%\n\x05right\x18\x02 \x01(\x0b\x32\x16.chroma_router.v1.Rank\"o\n\x0eSearchResponse\x12/\n\x07results\x18\x01 \x03(\x0b\x32\x1e.chroma_router.v1.SearchResult\x12,\n\x08\x63overage\x18\x02 \x01(\x0b\x32\x1a.chroma_router.v1.Coverage\"9\n\x0cSearchResult\x12)\n\x04hits\x18\x01 \x03(\x0b\x32\x1b.chroma_router.v1.SearchHit\"S\n\tSearchHit\x12(\n\x06record\x18\x01 \x01(\x0b\x32\x18.chroma_router.v1.Record\x12\x12\n\x05score\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\x08\n\x06_score2\x85\x06\n\rRecordService\x12\x42\n\x03\x41\x64\x64\x12\x1c.chroma_router.v1.AddRequest\x1a\x1d.chroma_router.v1.AddResponse\x12K\n\x06Upsert\x12\x1f.chroma_router.v1.UpsertRequest\x1a .chroma_router.v1.UpsertResponse\x12K\n\x06Update\x12\x1f.chroma_router.v1.UpdateRequest\x1a .chroma_router.v1.UpdateResponse\x12K\n\x06\x44\x65lete\x12\x1f.chroma_router.v1.DeleteRequest\x1a .chroma_router.v1.DeleteResponse\x12\x42\n\x03Get\x12\x1c.chroma_router.v1.GetRequest\x1a\x1d.chroma_router.v1.GetResponse\x12H\n\x05Query\x12\x1e.chroma_router.v1.QueryRequest\x1a\x1f.chroma_router.v1.QueryResponse\x12H\n\x05\x43ount\x12\x1e.chroma_router.v1.CountRequest\x1a\x1f.chroma_router.v1.CountResponse\x12G\n\x04Scan\x12\x1d.chroma_router.v1.ScanRequest\x1a\x1e.chroma_router.v1.ScanResponse0\x01\x12[\n\nBulkUpsert\x12#.chroma_router.v1.BulkUpsertRequest\x1a$.chroma_router.v1.BulkUpsertResponse(\x01\x30\x01\x12K\n\x06Search\x12\x1f.chroma_router.v1.SearchRequest\x1a .chroma_router.v1.SearchResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,19 +49,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETERESPONSE']._serialized_start=755
   _globals['_DELETERESPONSE']._serialized_end=808
   _globals['_GETREQUEST']._serialized_start=811
-  _globals['_GETREQUEST']._serialized_end=1028
-  _globals['_GETRESPONSE']._serialized_start=1030
-  _globals['_GETRESPONSE']._serialized_end=1111
-  _globals['_QUERYREQUEST']._serialized_start=1114
-  _globals['_QUERYREQUEST']._serialized_end=1306
-  _globals['_QUERYRESULT']._serialized_start=1308
-  _globals['_QUERYRESULT']._serialized_end=1358
-  _globals['_QUERYRESPONSE']._serialized_start=1360
-  _globals['_QUERYRESPONSE']._serialized_end=1423
-  _globals['_COUNTREQUEST']._serialized_start=1425
-  _globals['_COUNTREQUEST']._serialized_end=1492
-  _globals['_COUNTRESPONSE']._serialized_start=1494
-  _globals['_COUNTRESPONSE']._serialized_end=1524
-  _globals['_RECORDSERVICE']._serialized_start=1527
-  _globals['_RECORDSERVICE']._serialized_end=2057
+  _globals['_GETREQUEST']._serialized_end=1051
+  _globals['_GETRESPONSE']._serialized_start=1053
+  _globals['_GETRESPONSE']._serialized_end=1180
+  _globals['_QUERYREQUEST']._serialized_start=1183
+  _globals['_QUERYREQUEST']._serialized_end=1398
+  _globals['_QUERYRESULT']._serialized_start=1400
+  _globals['_QUERYRESULT']._serialized_end=1450
+  _globals['_QUERYRESPONSE']._serialized_start=1452
+  _globals['_QUERYRESPONSE']._serialized_end=1561
+  _globals['_COUNTREQUEST']._serialized_start=1563
+  _globals['_COUNTREQUEST']._serialized_end=1653
+  _globals['_COUNTRESPONSE']._serialized_start=1655
+  _globals['_COUNTRESPONSE']._serialized_end=1731
+  _globals['_SCANREQUEST']._serialized_start=1734
+  _globals['_SCANREQUEST']._serialized_end=1902
+  _globals['_SCANRESPONSE']._serialized_start=1904
+  _globals['_SCANRESPONSE']._serialized_end=1977
+  _globals['_BULKUPSERTREQUEST']._serialized_start=1980
+  _globals['_BULKUPSERTREQUEST']._serialized_end=2115
+  _globals['_BULKUPSERTRESPONSE']._serialized_start=2117
+  _globals['_BULKUPSERTRESPONSE']._serialized_end=2234
+  _globals['_BATCHERROR']._serialized_start=2237
+  _globals['_BATCHERROR']._serialized_end=2413
+  _globals['_SEARCHREQUEST']._serialized_start=2416
+  _globals['_SEARCHREQUEST']._serialized_end=2551
+  _globals['_SEARCH']._serialized_start=2554
+  _globals['_SEARCH']._serialized_end=2704
+  _globals['_RANK']._serialized_start=2707
+  _globals['_RANK']._serialized_end=3204
+  _globals['_KNNRANK']._serialized_start=3206
+  _globals['_KNNRANK']._serialized_end=3331
+  _globals['_RANKLIST']._serialized_start=3333
+  _globals['_RANKLIST']._serialized_end=3382
+  _globals['_RANKPAIR']._serialized_start=3384
+  _globals['_RANKPAIR']._serialized_end=3471
+  _globals['_SEARCHRESPONSE']._serialized_start=3473
+  _globals['_SEARCHRESPONSE']._serialized_end=3584
+  _globals['_SEARCHRESULT']._serialized_start=3586
+  _globals['_SEARCHRESULT']._serialized_end=3643
+  _globals['_SEARCHHIT']._serialized_start=3645
+  _globals['_SEARCHHIT']._serialized_end=3728
+  _globals['_RECORDSERVICE']._serialized_start=3731
+  _globals['_RECORDSERVICE']._serialized_end=4504
 # @@protoc_insertion_point(module_scope)

@@ -74,6 +74,21 @@ class RecordServiceStub:
                 request_serializer=chroma__router_dot_v1_dot_records__pb2.CountRequest.SerializeToString,
                 response_deserializer=chroma__router_dot_v1_dot_records__pb2.CountResponse.FromString,
                 _registered_method=True)
+        self.Scan = channel.unary_stream(
+                '/chroma_router.v1.RecordService/Scan',
+                request_serializer=chroma__router_dot_v1_dot_records__pb2.ScanRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_records__pb2.ScanResponse.FromString,
+                _registered_method=True)
+        self.BulkUpsert = channel.stream_stream(
+                '/chroma_router.v1.RecordService/BulkUpsert',
+                request_serializer=chroma__router_dot_v1_dot_records__pb2.BulkUpsertRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_records__pb2.BulkUpsertResponse.FromString,
+                _registered_method=True)
+        self.Search = channel.unary_unary(
+                '/chroma_router.v1.RecordService/Search',
+                request_serializer=chroma__router_dot_v1_dot_records__pb2.SearchRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_records__pb2.SearchResponse.FromString,
+                _registered_method=True)
 
 
 class RecordServiceServicer:
@@ -134,6 +149,32 @@ class RecordServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Scan(self, request, context):
+        """Reads all chosen records in the order of (slot, id): a stream of pages, each with a cursor to go on
+        from. A record that exists during the whole scan comes exactly once, whatever happens to others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BulkUpsert(self, request_iterator, context):
+        """Upserts batch after batch over one stream. Each batch is answered when it is durable, or with its
+        error, which ends that batch and not the stream. Batches with different ids are worked on at the
+        same time, those that share an id in their order. The router reads on only while it has few
+        unanswered batches: a client that waits for its stream to take the next message needs no other
+        pacing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Search(self, request, context):
+        """Ranks records by an expression over nearest-neighbour distances, as Chroma Cloud's search() does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RecordServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -171,6 +212,21 @@ def add_RecordServiceServicer_to_server(servicer, server):
                     servicer.Count,
                     request_deserializer=chroma__router_dot_v1_dot_records__pb2.CountRequest.FromString,
                     response_serializer=chroma__router_dot_v1_dot_records__pb2.CountResponse.SerializeToString,
+            ),
+            'Scan': grpc.unary_stream_rpc_method_handler(
+                    servicer.Scan,
+                    request_deserializer=chroma__router_dot_v1_dot_records__pb2.ScanRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_records__pb2.ScanResponse.SerializeToString,
+            ),
+            'BulkUpsert': grpc.stream_stream_rpc_method_handler(
+                    servicer.BulkUpsert,
+                    request_deserializer=chroma__router_dot_v1_dot_records__pb2.BulkUpsertRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_records__pb2.BulkUpsertResponse.SerializeToString,
+            ),
+            'Search': grpc.unary_unary_rpc_method_handler(
+                    servicer.Search,
+                    request_deserializer=chroma__router_dot_v1_dot_records__pb2.SearchRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_records__pb2.SearchResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -367,6 +423,87 @@ class RecordService:
             '/chroma_router.v1.RecordService/Count',
             chroma__router_dot_v1_dot_records__pb2.CountRequest.SerializeToString,
             chroma__router_dot_v1_dot_records__pb2.CountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/chroma_router.v1.RecordService/Scan',
+            chroma__router_dot_v1_dot_records__pb2.ScanRequest.SerializeToString,
+            chroma__router_dot_v1_dot_records__pb2.ScanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BulkUpsert(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/chroma_router.v1.RecordService/BulkUpsert',
+            chroma__router_dot_v1_dot_records__pb2.BulkUpsertRequest.SerializeToString,
+            chroma__router_dot_v1_dot_records__pb2.BulkUpsertResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Search(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.RecordService/Search',
+            chroma__router_dot_v1_dot_records__pb2.SearchRequest.SerializeToString,
+            chroma__router_dot_v1_dot_records__pb2.SearchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,6 +54,19 @@ class RecordServiceStub:
     """Finds the records whose embeddings are nearest to each query embedding."""
     Count: _grpc.UnaryUnaryMultiCallable[_records_pb2.CountRequest, _records_pb2.CountResponse]
     """Counts the records of a collection."""
+    Scan: _grpc.UnaryStreamMultiCallable[_records_pb2.ScanRequest, _records_pb2.ScanResponse]
+    """Reads all chosen records in the order of (slot, id): a stream of pages, each with a cursor to go on
+    from. A record that exists during the whole scan comes exactly once, whatever happens to others.
+    """
+    BulkUpsert: _grpc.StreamStreamMultiCallable[_records_pb2.BulkUpsertRequest, _records_pb2.BulkUpsertResponse]
+    """Upserts batch after batch over one stream. Each batch is answered when it is durable, or with its
+    error, which ends that batch and not the stream. Batches with different ids are worked on at the
+    same time, those that share an id in their order. The router reads on only while it has few
+    unanswered batches: a client that waits for its stream to take the next message needs no other
+    pacing.
+    """
+    Search: _grpc.UnaryUnaryMultiCallable[_records_pb2.SearchRequest, _records_pb2.SearchResponse]
+    """Ranks records by an expression over nearest-neighbour distances, as Chroma Cloud's search() does."""
 
 @_typing.type_check_only
 class RecordServiceAsyncStub(RecordServiceStub):
@@ -81,6 +94,19 @@ class RecordServiceAsyncStub(RecordServiceStub):
     """Finds the records whose embeddings are nearest to each query embedding."""
     Count: _aio.UnaryUnaryMultiCallable[_records_pb2.CountRequest, _records_pb2.CountResponse]  # type: ignore[assignment]
     """Counts the records of a collection."""
+    Scan: _aio.UnaryStreamMultiCallable[_records_pb2.ScanRequest, _records_pb2.ScanResponse]  # type: ignore[assignment]
+    """Reads all chosen records in the order of (slot, id): a stream of pages, each with a cursor to go on
+    from. A record that exists during the whole scan comes exactly once, whatever happens to others.
+    """
+    BulkUpsert: _aio.StreamStreamMultiCallable[_records_pb2.BulkUpsertRequest, _records_pb2.BulkUpsertResponse]  # type: ignore[assignment]
+    """Upserts batch after batch over one stream. Each batch is answered when it is durable, or with its
+    error, which ends that batch and not the stream. Batches with different ids are worked on at the
+    same time, those that share an id in their order. The router reads on only while it has few
+    unanswered batches: a client that waits for its stream to take the next message needs no other
+    pacing.
+    """
+    Search: _aio.UnaryUnaryMultiCallable[_records_pb2.SearchRequest, _records_pb2.SearchResponse]  # type: ignore[assignment]
+    """Ranks records by an expression over nearest-neighbour distances, as Chroma Cloud's search() does."""
 
 class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
     """Records of a collection. Semantics are those of one Chroma: see README.md, "Guarantees".
@@ -147,5 +173,36 @@ class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_records_pb2.CountResponse, _abc.Awaitable[_records_pb2.CountResponse]]:
         """Counts the records of a collection."""
+
+    @_abc_1.abstractmethod
+    def Scan(
+        self,
+        request: _records_pb2.ScanRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_records_pb2.ScanResponse], _abc.AsyncIterator[_records_pb2.ScanResponse]]:
+        """Reads all chosen records in the order of (slot, id): a stream of pages, each with a cursor to go on
+        from. A record that exists during the whole scan comes exactly once, whatever happens to others.
+        """
+
+    @_abc_1.abstractmethod
+    def BulkUpsert(
+        self,
+        request_iterator: _MaybeAsyncIterator[_records_pb2.BulkUpsertRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_records_pb2.BulkUpsertResponse], _abc.AsyncIterator[_records_pb2.BulkUpsertResponse]]:
+        """Upserts batch after batch over one stream. Each batch is answered when it is durable, or with its
+        error, which ends that batch and not the stream. Batches with different ids are worked on at the
+        same time, those that share an id in their order. The router reads on only while it has few
+        unanswered batches: a client that waits for its stream to take the next message needs no other
+        pacing.
+        """
+
+    @_abc_1.abstractmethod
+    def Search(
+        self,
+        request: _records_pb2.SearchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_records_pb2.SearchResponse, _abc.Awaitable[_records_pb2.SearchResponse]]:
+        """Ranks records by an expression over nearest-neighbour distances, as Chroma Cloud's search() does."""
 
 def add_RecordServiceServicer_to_server(servicer: RecordServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -15,11 +15,18 @@ class OperationKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OPERATION_KIND_UPDATE: _ClassVar[OperationKind]
     OPERATION_KIND_UPSERT: _ClassVar[OperationKind]
     OPERATION_KIND_DELETE: _ClassVar[OperationKind]
+
+class RowOrder(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROW_ORDER_UNSPECIFIED: _ClassVar[RowOrder]
+    ROW_ORDER_SLOT: _ClassVar[RowOrder]
 OPERATION_KIND_UNSPECIFIED: OperationKind
 OPERATION_KIND_ADD: OperationKind
 OPERATION_KIND_UPDATE: OperationKind
 OPERATION_KIND_UPSERT: OperationKind
 OPERATION_KIND_DELETE: OperationKind
+ROW_ORDER_UNSPECIFIED: RowOrder
+ROW_ORDER_SLOT: RowOrder
 
 class HelloRequest(_message.Message):
     __slots__ = ("cluster_id", "shard", "protocol_version", "router_version")
@@ -172,10 +179,12 @@ class ShardQueryResult(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[str]] = ..., distances: _Optional[_Iterable[float]] = ..., hits: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ShardQueryResponse(_message.Message):
-    __slots__ = ("results",)
+    __slots__ = ("results", "owned_records")
     RESULTS_FIELD_NUMBER: _ClassVar[int]
+    OWNED_RECORDS_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[ShardQueryResult]
-    def __init__(self, results: _Optional[_Iterable[_Union[ShardQueryResult, _Mapping]]] = ...) -> None: ...
+    owned_records: int
+    def __init__(self, results: _Optional[_Iterable[_Union[ShardQueryResult, _Mapping]]] = ..., owned_records: _Optional[int] = ...) -> None: ...
 
 class Position(_message.Message):
     __slots__ = ("sequence", "id")
@@ -186,7 +195,7 @@ class Position(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., id: _Optional[str] = ...) -> None: ...
 
 class ShardGetRequest(_message.Message):
-    __slots__ = ("collection_id", "epoch", "filter", "after", "limit", "keys_only", "include", "max_bytes", "deleted_by")
+    __slots__ = ("collection_id", "epoch", "filter", "after", "limit", "keys_only", "include", "max_bytes", "deleted_by", "order")
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
@@ -196,6 +205,7 @@ class ShardGetRequest(_message.Message):
     INCLUDE_FIELD_NUMBER: _ClassVar[int]
     MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
     DELETED_BY_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
     collection_id: str
     epoch: int
     filter: _types_pb2.Filter
@@ -205,23 +215,26 @@ class ShardGetRequest(_message.Message):
     include: _containers.RepeatedScalarFieldContainer[_types_pb2.Include]
     max_bytes: int
     deleted_by: str
-    def __init__(self, collection_id: _Optional[str] = ..., epoch: _Optional[int] = ..., filter: _Optional[_Union[_types_pb2.Filter, _Mapping]] = ..., after: _Optional[_Union[Position, _Mapping]] = ..., limit: _Optional[int] = ..., keys_only: _Optional[bool] = ..., include: _Optional[_Iterable[_Union[_types_pb2.Include, str]]] = ..., max_bytes: _Optional[int] = ..., deleted_by: _Optional[str] = ...) -> None: ...
+    order: RowOrder
+    def __init__(self, collection_id: _Optional[str] = ..., epoch: _Optional[int] = ..., filter: _Optional[_Union[_types_pb2.Filter, _Mapping]] = ..., after: _Optional[_Union[Position, _Mapping]] = ..., limit: _Optional[int] = ..., keys_only: _Optional[bool] = ..., include: _Optional[_Iterable[_Union[_types_pb2.Include, str]]] = ..., max_bytes: _Optional[int] = ..., deleted_by: _Optional[str] = ..., order: _Optional[_Union[RowOrder, str]] = ...) -> None: ...
 
 class ShardGetResponse(_message.Message):
-    __slots__ = ("ids", "sequences", "records", "more", "deleted_before", "delete_complete")
+    __slots__ = ("ids", "sequences", "records", "more", "deleted_before", "delete_complete", "owned_records")
     IDS_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
     DELETED_BEFORE_FIELD_NUMBER: _ClassVar[int]
     DELETE_COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    OWNED_RECORDS_FIELD_NUMBER: _ClassVar[int]
     ids: _containers.RepeatedScalarFieldContainer[str]
     sequences: _containers.RepeatedScalarFieldContainer[int]
     records: _containers.RepeatedScalarFieldContainer[bytes]
     more: bool
     deleted_before: int
     delete_complete: bool
-    def __init__(self, ids: _Optional[_Iterable[str]] = ..., sequences: _Optional[_Iterable[int]] = ..., records: _Optional[_Iterable[bytes]] = ..., more: _Optional[bool] = ..., deleted_before: _Optional[int] = ..., delete_complete: _Optional[bool] = ...) -> None: ...
+    owned_records: int
+    def __init__(self, ids: _Optional[_Iterable[str]] = ..., sequences: _Optional[_Iterable[int]] = ..., records: _Optional[_Iterable[bytes]] = ..., more: _Optional[bool] = ..., deleted_before: _Optional[int] = ..., delete_complete: _Optional[bool] = ..., owned_records: _Optional[int] = ...) -> None: ...
 
 class ShardCountRequest(_message.Message):
     __slots__ = ("collection_id", "epoch")

@@ -123,6 +123,18 @@ class Filter(_message.Message):
     where_document: str
     def __init__(self, ids: _Optional[_Iterable[str]] = ..., by_ids: _Optional[bool] = ..., where: _Optional[str] = ..., where_document: _Optional[str] = ...) -> None: ...
 
+class Coverage(_message.Message):
+    __slots__ = ("asked_shards", "answered_shards", "missing_shards", "record_share")
+    ASKED_SHARDS_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_SHARDS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_SHARDS_FIELD_NUMBER: _ClassVar[int]
+    RECORD_SHARE_FIELD_NUMBER: _ClassVar[int]
+    asked_shards: _containers.RepeatedScalarFieldContainer[str]
+    answered_shards: _containers.RepeatedScalarFieldContainer[str]
+    missing_shards: _containers.RepeatedScalarFieldContainer[str]
+    record_share: float
+    def __init__(self, asked_shards: _Optional[_Iterable[str]] = ..., answered_shards: _Optional[_Iterable[str]] = ..., missing_shards: _Optional[_Iterable[str]] = ..., record_share: _Optional[float] = ...) -> None: ...
+
 class Collection(_message.Message):
     __slots__ = ("id", "name", "tenant", "database", "metadata", "configuration_json", "schema_json", "dimension", "epoch", "placement_shards")
     class MetadataEntry(_message.Message):

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from chroma_router.v1 import types_pb2 as chroma__router_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63hroma_router/v1/views.proto\x12\x10\x63hroma_router.v1\x1a\x1c\x63hroma_router/v1/types.proto\"l\n\x10WriteRequestView\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12\x0f\n\x07records\x18\x02 \x03(\x0c\x12\x12\n\nrequest_id\x18\x03 \x01(\t\";\n\x0fGetResponseView\x12\x0f\n\x07records\x18\x01 \x03(\x0c\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fQueryResultView\x12\x0c\n\x04hits\x18\x01 \x03(\x0c\"G\n\x11QueryResponseView\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.chroma_router.v1.QueryResultViewb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63hroma_router/v1/views.proto\x12\x10\x63hroma_router.v1\x1a\x1c\x63hroma_router/v1/types.proto\"l\n\x10WriteRequestView\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12\x0f\n\x07records\x18\x02 \x03(\x0c\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"i\n\x0fGetResponseView\x12\x0f\n\x07records\x18\x01 \x03(\x0c\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12,\n\x08\x63overage\x18\x03 \x01(\x0b\x32\x1a.chroma_router.v1.Coverage\"3\n\x10ScanResponseView\x12\x0f\n\x07records\x18\x01 \x03(\x0c\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"\x1f\n\x0fQueryResultView\x12\x0c\n\x04hits\x18\x01 \x03(\x0c\"u\n\x11QueryResponseView\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.chroma_router.v1.QueryResultView\x12,\n\x08\x63overage\x18\x02 \x01(\x0b\x32\x1a.chroma_router.v1.Coverageb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,9 +35,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WRITEREQUESTVIEW']._serialized_start=80
   _globals['_WRITEREQUESTVIEW']._serialized_end=188
   _globals['_GETRESPONSEVIEW']._serialized_start=190
-  _globals['_GETRESPONSEVIEW']._serialized_end=249
-  _globals['_QUERYRESULTVIEW']._serialized_start=251
-  _globals['_QUERYRESULTVIEW']._serialized_end=282
-  _globals['_QUERYRESPONSEVIEW']._serialized_start=284
-  _globals['_QUERYRESPONSEVIEW']._serialized_end=355
+  _globals['_GETRESPONSEVIEW']._serialized_end=295
+  _globals['_SCANRESPONSEVIEW']._serialized_start=297
+  _globals['_SCANRESPONSEVIEW']._serialized_end=348
+  _globals['_QUERYRESULTVIEW']._serialized_start=350
+  _globals['_QUERYRESULTVIEW']._serialized_end=381
+  _globals['_QUERYRESPONSEVIEW']._serialized_start=383
+  _globals['_QUERYRESPONSEVIEW']._serialized_end=500
 # @@protoc_insertion_point(module_scope)

@@ -18,12 +18,22 @@ class WriteRequestView(_message.Message):
     def __init__(self, collection: _Optional[_Union[_types_pb2.CollectionRef, _Mapping]] = ..., records: _Optional[_Iterable[bytes]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class GetResponseView(_message.Message):
-    __slots__ = ("records", "next_page_token")
+    __slots__ = ("records", "next_page_token", "coverage")
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
     records: _containers.RepeatedScalarFieldContainer[bytes]
     next_page_token: str
-    def __init__(self, records: _Optional[_Iterable[bytes]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+    coverage: _types_pb2.Coverage
+    def __init__(self, records: _Optional[_Iterable[bytes]] = ..., next_page_token: _Optional[str] = ..., coverage: _Optional[_Union[_types_pb2.Coverage, _Mapping]] = ...) -> None: ...
+
+class ScanResponseView(_message.Message):
+    __slots__ = ("records", "cursor")
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    records: _containers.RepeatedScalarFieldContainer[bytes]
+    cursor: str
+    def __init__(self, records: _Optional[_Iterable[bytes]] = ..., cursor: _Optional[str] = ...) -> None: ...
 
 class QueryResultView(_message.Message):
     __slots__ = ("hits",)
@@ -32,7 +42,9 @@ class QueryResultView(_message.Message):
     def __init__(self, hits: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class QueryResponseView(_message.Message):
-    __slots__ = ("results",)
+    __slots__ = ("results", "coverage")
     RESULTS_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[QueryResultView]
-    def __init__(self, results: _Optional[_Iterable[_Union[QueryResultView, _Mapping]]] = ...) -> None: ...
+    coverage: _types_pb2.Coverage
+    def __init__(self, results: _Optional[_Iterable[_Union[QueryResultView, _Mapping]]] = ..., coverage: _Optional[_Union[_types_pb2.Coverage, _Mapping]] = ...) -> None: ...
