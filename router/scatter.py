@@ -1,19 +1,23 @@
 """Reads over the shards of a collection: the calls go out together, an answer comes from one epoch.
 
 `consistently` repeats a whole read when a node refuses it as stale (invariant 3), after the
-directory has brought node or router up to date; `scatter` makes the calls of one round.
+directory has brought node or router up to date; `scatter` makes the calls of one round. `read` does
+both for a call that may allow shards to be missing.
 """
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
+from chroma_router.v1 import types_pb2
 from chroma_router.wire.errors import ClusterError, DeadlineExpired, Stale, Unavailable
 from router.cluster import Cluster, Shard
+from router.core.coverage import ToldCounts, coverage, straggler_patience
 from router.core.model import CollectionEntry
 from router.core.retry import backoff, retryable
-from router.directory import Directory
+from router.directory import MAX_ENTRIES, Directory
 
 ROUNDS = 20
 """How often one read is repeated for a newer epoch or a shard that comes back, at most."""
@@ -24,16 +28,180 @@ RETRY_BASE, RETRY_CAP = 0.05, 1.0
 UNAVAILABLE_WINDOW = 5.0
 """Seconds during which a read waits for a shard that does not answer: a node restarts within it."""
 
+OWN_EXPIRY_SECONDS = 0.05
+"""How long past the deadline a read is cut off: a shard's own expiry comes first, and names it."""
+
 _Answer = TypeVar("_Answer")
 _Request = TypeVar("_Request")
 
 
+class ReadCall:
+    """What one call of a client asks of all its reads, and what they have met.
+
+    A shard that was missing in one of them is not asked by those that follow: all parts of the
+    answer are of the same shards, and no shard that hangs is waited for twice.
+    """
+
+    def __init__(self, deadline: float, *, allow_partial: bool = False) -> None:
+        """`deadline` is on the clock of time.monotonic()."""
+        self.deadline = deadline
+        self.allow_partial = allow_partial
+        self.missing: dict[str, ClusterError] = {}
+        """Why each shard is missing. Empty unless `allow_partial`."""
+        self._asked: dict[str, int] = {}
+        self._told: dict[str, int] = {}
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline, and at least a moment."""
+        return max(0.001, self.deadline - time.monotonic())
+
+    def note(self, asked_slots: Mapping[str, int], told: Mapping[str, int]) -> None:
+        """One read is done: which shards it was about, and what is known of their records."""
+        self._asked.update(asked_slots)
+        self._told.update(told)
+
+    def coverage(self) -> types_pb2.Coverage | None:
+        """What the answer saw; None for a call that was answered by all or not at all."""
+        if not self.allow_partial:
+            return None
+        return coverage(dict(sorted(self._asked.items())), self.missing, self._told)
+
+
 class ReadPath:
-    """Sends reads to shards and gathers their answers."""
+    """Sends reads to shards and gathers their answers.
+
+    Owns what the shards told of how many records they hold, for the share of a missing one.
+    """
 
     def __init__(self, cluster: Cluster, directory: Directory) -> None:
         self._cluster = cluster
         self._directory = directory
+        self._told = ToldCounts(MAX_ENTRIES)
+
+    async def read(
+        self,
+        call: ReadCall,
+        entry: CollectionEntry,
+        requests: Callable[[CollectionEntry], Mapping[str, _Request]],
+        ask: Callable[[Shard, _Request, float], Awaitable[_Answer]],
+        owned_records: Callable[[_Answer], int],
+    ) -> list[_Answer]:
+        """The shards' answers, from one epoch, in the order of `requests(entry)`.
+
+        `ask` is given the seconds that it has. If the call allows it, a shard that does not answer
+        is left out: at once when it is unreachable, by straggler_patience when it says nothing.
+        Raises its error when no shard answers at all, or any error that is of another kind.
+        """
+        away: dict[str, ClusterError] = {}
+
+        async def once(entry: CollectionEntry) -> list[_Answer]:
+            parts = requests(entry)
+            answers = await self._asked(call, away, parts, ask)
+            told = {shard: owned_records(answer) for shard, answer in answers.items()}
+            self._told.learn(entry.id, entry.slot_map.shards, told)
+            if call.allow_partial:
+                slots = Counter(entry.slot_map.owners)
+                call.note({shard: slots[shard] for shard in parts}, self._told.of(entry.id))
+            return list(answers.values())
+
+        answers = await self._repeated(
+            entry, call.deadline, once, lambda e, r: self._reconciled(call, away, e, r)
+        )
+        call.missing |= away
+        return answers
+
+    async def _asked(
+        self,
+        call: ReadCall,
+        away: dict[str, ClusterError],
+        parts: Mapping[str, _Request],
+        ask: Callable[[Shard, _Request, float], Awaitable[_Answer]],
+    ) -> dict[str, _Answer]:
+        """One round: the answers by shard. Those that `away` names are not asked."""
+
+        async def send(shard: Shard, part: _Request) -> _Answer:
+            return await ask(shard, part, call.left)
+
+        if not call.allow_partial:
+            return dict(zip(parts, await self.scatter(parts, send), strict=True))
+        gone = {**call.missing, **away}
+        wanted = {shard: part for shard, part in parts.items() if shard not in gone}
+        outcomes = await self._gathered(call, wanted, send) if wanted else {}
+        answers: dict[str, _Answer] = {}
+        for shard, outcome in outcomes.items():
+            if isinstance(outcome, ClusterError):
+                away[shard] = gone[shard] = outcome
+            else:
+                answers[shard] = outcome
+        if parts and not answers:
+            away.clear()  # the next round asks again: without an answer there is none to complete
+            # Rather one that can pass: the silent ones had all the time there was.
+            raise min((gone[s] for s in parts), key=lambda e: not isinstance(e, Unavailable))
+        return answers
+
+    async def _gathered(
+        self,
+        call: ReadCall,
+        parts: Mapping[str, _Request],
+        send: Callable[[Shard, _Request], Awaitable[_Answer]],
+    ) -> dict[str, _Answer | ClusterError]:
+        """The answer of each shard, or why it has none. Other errors end the round.
+
+        Once a shard has answered, the silent ones are given up after straggler_patience.
+        """
+        began = time.monotonic()
+        until = call.deadline + OWN_EXPIRY_SECONDS
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = {
+                    name: group.create_task(_unless_away(self._cluster, send, name, part))
+                    for name, part in parts.items()
+                }
+                silent = set(tasks.values())
+                while silent and (left := until - time.monotonic()) > 0:
+                    done, silent = await asyncio.wait(
+                        silent, timeout=left, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    if any(not isinstance(task.result(), ClusterError) for task in done):
+                        now = time.monotonic()
+                        until = now + straggler_patience(now - began, call.deadline - now)
+                for task in silent:
+                    task.cancel()
+        except* ClusterError as failures:
+            raise _worst(_flat(failures)) from None
+        return {
+            name: _silent(name, time.monotonic() - began) if task in silent else task.result()
+            for name, task in tasks.items()
+        }
+
+    async def _reconciled(
+        self,
+        call: ReadCall,
+        away: dict[str, ClusterError],
+        entry: CollectionEntry,
+        refused: Stale,
+    ) -> CollectionEntry:
+        """Brings node or router up to date. In a partial read a node that cannot be is left out:
+        it has begun anew and loads, or went away meanwhile."""
+        if not call.allow_partial:
+            return await self._directory.reconcile(entry, refused)
+        shard, began = refused.metadata["shard"], time.monotonic()
+        try:
+            async with asyncio.timeout(straggler_patience(0.0, call.left)):
+                return await self._directory.reconcile(entry, refused)
+        except TimeoutError:
+            away[shard] = Unavailable(
+                f"shard {shard} has begun anew and was not ready within "
+                f"{time.monotonic() - began:.3f} s; repeat the request",
+                metadata={"shard": shard},
+                retry_after=1.0,
+            )
+        except (Unavailable, DeadlineExpired) as error:
+            if error.metadata.get("shard") != shard:  # such as the catalog
+                raise
+            away[shard] = error
+        return entry
 
     async def consistently(
         self,
@@ -46,13 +214,23 @@ class ReadPath:
         A shard that does not answer is waited for, at most UNAVAILABLE_WINDOW seconds. `deadline`
         is on the clock of time.monotonic().
         """
+        return await self._repeated(entry, deadline, read, self._directory.reconcile)
+
+    async def _repeated(
+        self,
+        entry: CollectionEntry,
+        deadline: float,
+        read: Callable[[CollectionEntry], Awaitable[_Answer]],
+        reconcile: Callable[[CollectionEntry, Stale], Awaitable[CollectionEntry]],
+    ) -> _Answer:
         patience = min(deadline, time.monotonic() + UNAVAILABLE_WINDOW)
         refused: Stale | None = None
         for attempt in range(ROUNDS):
             try:
-                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                left = max(0.0, deadline - time.monotonic()) + OWN_EXPIRY_SECONDS
+                async with asyncio.timeout(left):
                     if refused is not None:
-                        entry = await self._directory.reconcile(entry, refused)
+                        entry = await reconcile(entry, refused)
                     return await read(entry)
             except Stale as error:
                 refused = error
@@ -87,7 +265,7 @@ class ReadPath:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(_run(call, shard, req)) for shard, req in shards]
         except* ClusterError as failures:
-            raise _worst(failures) from None
+            raise _worst(_flat(failures)) from None
         return [task.result() for task in tasks]
 
 
@@ -97,8 +275,27 @@ async def _run(
     return await call(shard, request)
 
 
-def _worst(failures: BaseExceptionGroup[ClusterError]) -> ClusterError:
-    """Of several shards' errors the one to act on: what can never succeed, then what is stale."""
+async def _unless_away(
+    cluster: Cluster,
+    send: Callable[[Shard, _Request], Awaitable[_Answer]],
+    name: str,
+    request: _Request,
+) -> _Answer | ClusterError:
+    """The shard's answer, or the error that says that it has none to give now."""
+    try:
+        return await send(cluster.shard(name), request)
+    except (Unavailable, DeadlineExpired) as error:
+        return error
+
+
+def _silent(shard: str, seconds: float) -> DeadlineExpired:
+    return DeadlineExpired(
+        f"shard {shard} said nothing within {seconds:.3f} s", metadata={"shard": shard}
+    )
+
+
+def _flat(failures: BaseExceptionGroup[ClusterError]) -> list[ClusterError]:
+    """The errors of a group and of the groups in it."""
     errors: list[ClusterError] = []
     stack: list[BaseException] = [failures]
     while stack:
@@ -107,6 +304,11 @@ def _worst(failures: BaseExceptionGroup[ClusterError]) -> ClusterError:
             stack.extend(error.exceptions)
         elif isinstance(error, ClusterError):
             errors.append(error)
+    return errors
+
+
+def _worst(errors: list[ClusterError]) -> ClusterError:
+    """Of several shards' errors the one to act on: what can never succeed, then what is stale."""
     return min(
         errors, key=lambda e: (isinstance(e, Unavailable | Stale), isinstance(e, Unavailable))
     )

@@ -21,6 +21,7 @@ from router.core.limits import Limits
 from router.core.sequence import SequenceClock
 from router.directory import Directory
 from router.reaper import Reaper
+from router.record_reads import RecordReads
 from router.scatter import ReadPath
 from router.service.catalog import CatalogService
 from router.service.cluster import ClusterService
@@ -102,9 +103,10 @@ async def _serve(
         directory = Directory(catalog, cluster)
         await reaper.resume()
         writes = WritePath(catalog, cluster, directory, clock, tasks)
+        reads = RecordReads(directory, ReadPath(cluster, directory), limits)
         server, health_servicer = _grpc_server(
             settings,
-            RecordService(directory, writes, ReadPath(cluster, directory), limits),
+            RecordService(directory, writes, reads, limits),
             CatalogService(catalog, cluster, directory, reaper),
             ClusterService(
                 catalog, cluster, directory, reaper, limits, allow_reset=settings.allow_reset
@@ -157,6 +159,8 @@ def _grpc_server(
     for descriptor, service in services.items():
         handlers = {}
         for method in descriptor.methods:
+            if not hasattr(service, _snake(method.name)):
+                continue  # gRPC itself answers UNIMPLEMENTED
             handler: Handler[Message, Message] = getattr(service, _snake(method.name))
             handlers[method.name] = unary(
                 handler, _parser(method.input_type), settings.request_timeout_seconds, gate

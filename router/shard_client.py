@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from chroma_router.v1 import shard_pb2, shard_pb2_grpc
 from chroma_router.wire.errors import (
     ClusterError,
+    DeadlineExpired,
     NotAllowed,
     Overloaded,
     Reason,
@@ -158,6 +159,11 @@ class ShardClient:
                 "it is being reconnected, repeat the request"
             )
             found.retry_after = 1.0
+        elif isinstance(found, DeadlineExpired) and not carries_details(error):
+            found.message = (
+                f"shard {self.name} at {self.address} did not answer within the deadline; give the "
+                "call more time"
+            )
         elif isinstance(found, Overloaded) and not carries_details(error):
             found = Overloaded(
                 f"shard {self.name}: a message passed the limit of {MAX_MESSAGE_BYTES >> 20} MiB "

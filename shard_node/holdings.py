@@ -7,6 +7,7 @@ loop; a reader takes a Grant, which is a value, and works with that one to its e
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import compress
 
 from chroma_router.v1 import shard_pb2
 from chroma_router.wire.errors import NotFound, Reason, Stale
@@ -56,7 +57,7 @@ class Holding:
 
     def owned_records(self, grant: Grant) -> int:
         """How many records there are in the slots of a grant."""
-        return sum(count for count, owned in zip(self.counts, grant.owned, strict=True) if owned)
+        return sum(compress(self.counts, grant.owned))
 
     def add(self, slots: Iterable[int], change: int) -> None:
         """Counts records in (`change` 1) or out (-1)."""

@@ -50,7 +50,7 @@ class Queries:
 
     async def query(self, request: shard_pb2.ShardQueryRequest) -> shard_pb2.ShardQueryResponse:
         """See the contract."""
-        _, grant = self._holdings.granted(request.collection_id, request.epoch)
+        holding, grant = self._holdings.granted(request.collection_id, request.epoch)
         _check_embeddings(request.embeddings)
         for attempt in range(1, _ATTEMPTS + 1):
             response = await self._attempt(request, last=attempt == _ATTEMPTS)
@@ -60,6 +60,7 @@ class Queries:
             raise AssertionError("the last attempt answers or raises")
         if self._holdings.granted(request.collection_id, request.epoch)[1] is not grant:
             raise self._holdings.stale(request.collection_id, request.epoch)
+        response.owned_records = holding.owned_records(grant)
         return response
 
     async def _attempt(

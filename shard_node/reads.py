@@ -112,6 +112,7 @@ class Reads:
             page.response.delete_complete = bool(known.slots) and grant.slots <= known.slots
         if self._holdings.granted(request.collection_id, request.epoch)[1] is not grant:
             raise self._holdings.stale(request.collection_id, request.epoch)
+        page.response.owned_records = holding.owned_records(grant)
         return page.response
 
     async def matching(

@@ -20,6 +20,15 @@ class ShardHits(NamedTuple):
     """Each a serialized Hit."""
 
 
+class RankedHit(NamedTuple):
+    """One hit of the merged answer."""
+
+    distance: float
+    id: str
+    hit: bytes
+    """The serialized Hit, as the shard sent it."""
+
+
 class ShardRows(NamedTuple):
     """One page of one shard's records in the order of (sequence, id)."""
 
@@ -43,20 +52,20 @@ class MergedRows:
     """There is, or may be, more after the last row."""
 
 
-def merge_hits(per_shard: Sequence[ShardHits], limit: int) -> list[bytes]:
+def merge_hits(per_shard: Sequence[ShardHits], limit: int) -> list[RankedHit]:
     """The nearest `limit` hits of all shards, by distance and then by id; NaN comes last.
 
     (Chroma gives NaN for the cosine distance of a zero vector: such hits are kept, behind all
     others.) `limit` is at least 1. Raises ValueError if a shard's columns differ in length.
     """
     ranked = [
-        ((isnan(distance), 0.0 if isnan(distance) else distance, record_id), hit)
+        ((isnan(distance), 0.0 if isnan(distance) else distance, record_id), distance, hit)
         for part in per_shard
         for distance, record_id, hit in zip(part.distances, part.ids, part.hits, strict=True)
     ]
-    _assert_distinct([rank[2] for rank, _ in ranked])
+    _assert_distinct([rank[2] for rank, _, _ in ranked])
     ranked.sort()
-    return [hit for _, hit in ranked[:limit]]
+    return [RankedHit(distance, rank[2], hit) for rank, distance, hit in ranked[:limit]]
 
 
 def merge_rows(pages: Sequence[ShardRows], limit: int) -> MergedRows:

@@ -482,3 +482,20 @@ def test_a_write_to_a_slot_that_is_not_owned_is_a_defect(docs: CollectionCalls) 
     docs.own(ALL_SLOTS - {slot_of("r1")}, epoch=2)
     results = docs.apply(*(docs.operation(ADD, [row]) for row in rows(3)))
     assert [r.refused_reason for r in results] == ["", "INTERNAL", ""]
+
+
+def test_reads_tell_how_many_records_the_shard_owns(docs: CollectionCalls) -> None:
+    records = rows(40)
+    docs.write(ADD, *records)
+    half = frozenset(range(512))
+    docs.own(half, epoch=2)
+    docs.epoch = 2
+    owned = sum(slot_of(row.id) in half for row in records)
+    assert 0 < owned < 40
+    assert docs.count() == owned
+    assert docs.page(limit=1).owned_records == owned
+    assert docs.page(filter={"by_ids": True}).owned_records == owned
+    assert docs.answer(floats(1, 2), n=1).owned_records == owned
+    docs.own(frozenset(), epoch=3)
+    docs.epoch = 3
+    assert docs.page().owned_records == docs.answer(floats(1, 2)).owned_records == 0

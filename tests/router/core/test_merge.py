@@ -40,14 +40,17 @@ def test_hits_equal_the_naive_twin(rows: dict[str, tuple[float, int]], limit: in
     # Each shard sends its own nearest `limit` only: that must be enough.
     parts = [ShardHits(p.distances[:limit], p.ids[:limit], p.hits[:limit]) for p in parts]
     everything = sorted(((d, record_id) for record_id, (d, _) in rows.items()), key=order)
-    assert merge_hits(parts, limit) == [hit(*row) for row in everything[:limit]]
+    merged = merge_hits(parts, limit)
+    assert [h.hit for h in merged] == [hit(*row) for row in everything[:limit]]
+    assert [repr(h.distance) for h in merged] == [repr(d) for d, _ in everything[:limit]]
+    assert [h.id for h in merged] == [record_id for _, record_id in everything[:limit]]
 
 
 def test_nan_comes_last_in_the_order_of_ids() -> None:
     # Distinct NaN objects: a comparison that leans on identity would pass with one object.
     left = ShardHits([1.0, float("nan")], ["x", "c"], [b"x", b"c"])
     right = ShardHits([math.inf, float("nan"), float("nan")], ["y", "a", "b"], [b"y", b"a", b"b"])
-    assert merge_hits([left, right], 9) == [b"x", b"y", b"a", b"b", b"c"]
+    assert [h.hit for h in merge_hits([left, right], 9)] == [b"x", b"y", b"a", b"b", b"c"]
 
 
 def test_hits_of_no_shard() -> None:

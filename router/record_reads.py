@@ -1,0 +1,238 @@
+"""The reads of a collection's records that services are made of: nearest, rows in order, contents.
+
+Each says what to ask of which shard and merges the answers; when a shard is asked again, or left
+out, is `router.scatter`'s business. A call of a client carries one ReadCall through all its reads.
+"""
+
+from collections.abc import Sequence
+
+from chroma_router.v1 import shard_pb2, types_pb2
+from chroma_router.wire.errors import Overloaded, Reason
+from router.core.limits import Limits
+from router.core.merge import (
+    MergedRows,
+    RankedHit,
+    ShardHits,
+    ShardRows,
+    merge_hits,
+    merge_rows,
+)
+from router.core.model import CollectionEntry, DimensionState
+from router.core.plan import ids_by_shard
+from router.core.validate import dimension_refusal
+from router.directory import Directory
+from router.scatter import ReadCall, ReadPath
+from router.shard_client import MAX_MESSAGE_BYTES
+
+KEY_BLOCK = 100_000
+"""How many keys are merged at once to pass over an offset."""
+
+FLOAT_BYTES = 4
+
+Key = tuple[int, str]
+"""A record's place in the order of its collection: (sequence, id)."""
+
+
+class RecordReads:
+    """Reads over all shards of a collection, each from one epoch."""
+
+    def __init__(self, directory: Directory, path: ReadPath, limits: Limits) -> None:
+        self._directory = directory
+        self._path = path
+        self._limits = limits
+
+    async def nearest(
+        self,
+        call: ReadCall,
+        entry: CollectionEntry,
+        embeddings: Sequence[bytes],
+        n_results: int,
+        chosen: types_pb2.Filter,
+        include: Sequence[types_pb2.Include],
+    ) -> list[list[RankedHit]]:
+        """For each embedding the nearest `n_results` of the chosen records, by distance, then id.
+
+        Embeddings, number and filter are checked by the caller; the dimension is checked here
+        (InvalidRequest).
+        """
+        if entry.dimension_state is not DimensionState.FIXED:
+            # Another router may have fixed it since this entry was read.
+            entry = await self._directory.refresh(entry.id)
+        if entry.dimension is None:
+            return [[] for _ in embeddings]
+        dimension = len(embeddings[0]) // FLOAT_BYTES
+        if entry.dimension_state is DimensionState.FIXED and entry.dimension != dimension:
+            raise dimension_refusal(entry.dimension, dimension)
+
+        def requests(entry: CollectionEntry) -> dict[str, shard_pb2.ShardQueryRequest]:
+            return {
+                shard: shard_pb2.ShardQueryRequest(
+                    collection_id=entry.id,
+                    epoch=entry.slot_map.epoch,
+                    embeddings=embeddings,
+                    n_results=n_results,
+                    filter=part,
+                    include=include,
+                )
+                for shard, part in _filters(entry, chosen).items()
+            }
+
+        answers = await self._path.read(
+            call,
+            entry,
+            requests,
+            lambda shard, part, seconds: shard.client.query(part, seconds),
+            lambda answer: answer.owned_records,
+        )
+        return [
+            merge_hits(
+                [
+                    ShardHits(part.distances, part.ids, part.hits)
+                    for part in (answer.results[i] for answer in answers)
+                ],
+                n_results,
+            )
+            for i in range(len(embeddings))
+        ]
+
+    async def contents(
+        self,
+        call: ReadCall,
+        entry: CollectionEntry,
+        ids: Sequence[str],
+        include: Sequence[types_pb2.Include],
+    ) -> dict[str, bytes]:
+        """Those of the records that exist, each a serialized Record, by id.
+
+        `ids` are distinct. Raises Overloaded (ANSWER_TOO_LARGE) when all of them together are more
+        than one message takes: they could not be answered with.
+        """
+        chosen = types_pb2.Filter(ids=ids, by_ids=True)
+        found: dict[str, bytes] = {}
+        after: Key | None = None
+        size = 0
+        while True:
+            rows = await self.rows(
+                call, entry, chosen, after, self._limits.max_page_records, include
+            )
+            found.update(zip((i for _, i in rows.keys), rows.records, strict=True))
+            size += sum(map(len, rows.records))
+            if size > MAX_MESSAGE_BYTES:
+                raise Overloaded(
+                    f"the records take more than the {MAX_MESSAGE_BYTES} bytes of a message; ask "
+                    "for fewer, or for less of each",
+                    Reason.ANSWER_TOO_LARGE,
+                )
+            if not rows.more or not rows.keys:
+                return found
+            after = rows.keys[-1]
+
+    async def count(self, call: ReadCall, entry: CollectionEntry) -> int:
+        """How many records there are."""
+
+        def requests(entry: CollectionEntry) -> dict[str, shard_pb2.ShardCountRequest]:
+            part = shard_pb2.ShardCountRequest(collection_id=entry.id, epoch=entry.slot_map.epoch)
+            return dict.fromkeys(entry.slot_map.shards, part)
+
+        answers = await self._path.read(
+            call,
+            entry,
+            requests,
+            lambda shard, part, seconds: shard.client.count(part, seconds),
+            lambda answer: answer.count,
+        )
+        return sum(answer.count for answer in answers)
+
+    async def keys(
+        self,
+        call: ReadCall,
+        entry: CollectionEntry,
+        chosen: types_pb2.Filter,
+        offset: int,
+        limit: int,
+    ) -> list[Key]:
+        """At most `limit` keys of the chosen records after the first `offset` of them, in order.
+
+        What is passed over is read block by block, so that no offset holds more than a block.
+        """
+        after: Key | None = None
+        while offset > KEY_BLOCK:
+            rows = await self.rows(call, entry, chosen, after, KEY_BLOCK, None)
+            if not rows.more:
+                return []
+            offset -= len(rows.keys)
+            after = rows.keys[-1]
+        keys: list[Key] = []
+        while len(keys) < offset + limit:
+            wanted = offset + limit - len(keys)
+            rows = await self.rows(call, entry, chosen, after, wanted, None)
+            keys += rows.keys
+            if not rows.more:
+                break
+            after = rows.keys[-1]
+        return keys[offset:]
+
+    async def rows(
+        self,
+        call: ReadCall,
+        entry: CollectionEntry,
+        chosen: types_pb2.Filter,
+        after: Key | None,
+        limit: int,
+        include: Sequence[types_pb2.Include] | None,
+    ) -> MergedRows:
+        """The next rows of the chosen records over all shards; keys only if `include` is None."""
+        answers = await self.shard_pages(call, entry, chosen, after, limit, include)
+        return merge_rows(
+            [ShardRows(a.sequences, a.ids, a.records, a.more) for a in answers], limit
+        )
+
+    async def shard_pages(
+        self,
+        call: ReadCall,
+        entry: CollectionEntry,
+        chosen: types_pb2.Filter,
+        after: Key | None,
+        limit: int,
+        include: Sequence[types_pb2.Include] | None,
+        deleted_by: str = "",
+    ) -> list[shard_pb2.ShardGetResponse]:
+        """The next rows of each shard; `deleted_by` is the contract's."""
+        place = shard_pb2.Position(sequence=after[0], id=after[1]) if after else None
+
+        def requests(entry: CollectionEntry) -> dict[str, shard_pb2.ShardGetRequest]:
+            parts = _filters(entry, chosen)
+            return {
+                shard: shard_pb2.ShardGetRequest(
+                    collection_id=entry.id,
+                    epoch=entry.slot_map.epoch,
+                    filter=part,
+                    after=place,
+                    limit=min(limit, self._limits.max_shard_get_records),
+                    keys_only=include is None,
+                    include=include or (),
+                    max_bytes=self._limits.max_page_bytes // max(1, len(parts)),
+                    deleted_by=deleted_by,
+                )
+                for shard, part in parts.items()
+            }
+
+        return await self._path.read(
+            call,
+            entry,
+            requests,
+            lambda shard, part, seconds: shard.client.get(part, seconds),
+            lambda answer: answer.owned_records,
+        )
+
+
+def _filters(entry: CollectionEntry, chosen: types_pb2.Filter) -> dict[str, types_pb2.Filter]:
+    """The filter for each shard that a read must ask: with ids, their owners and only theirs."""
+    if not chosen.by_ids:
+        return dict.fromkeys(entry.slot_map.shards, chosen)
+    return {
+        shard: types_pb2.Filter(
+            ids=ids, by_ids=True, where=chosen.where, where_document=chosen.where_document
+        )
+        for shard, ids in ids_by_shard(entry.slot_map, chosen.ids).items()
+    }
