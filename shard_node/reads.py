@@ -1,4 +1,4 @@
-"""Reads of owned records in the order of (sequence, id): ShardGet and ShardCount.
+"""Reads of owned records in the order of (sequence, id) or (slot, id): ShardGet and ShardCount.
 
 Where a filter needs the engine, the engine says which ids match; order, ownership and paging come
 from `router_record`, which alone knows them. It never writes.
@@ -13,7 +13,7 @@ from chroma_router.wire.records import record_to_bytes
 from chroma_router.wire.slots import slot_of
 from shard_node.engine import Contents, Engine
 from shard_node.holdings import Grant, Holding, Holdings
-from shard_node.record_index import Keep, Key, RecordIndex
+from shard_node.record_index import Keep, Key, Order, RecordIndex
 from shard_node.settings import MESSAGE_BYTES
 
 MAX_LIMIT = 1_000_000
@@ -22,6 +22,11 @@ ANSWER_BYTES = MESSAGE_BYTES - (1 << 20)  # what an answer's fields may take of 
 _FIRST_CHUNK, _LARGEST_CHUNK = 64, 1000
 _LARGEST_ROW_BYTES = MESSAGE_BYTES - 1024
 _ROW_BYTES = 24  # of protobuf around one row, at most
+
+_ORDERS: dict[int, Order] = {
+    shard_pb2.ROW_ORDER_UNSPECIFIED: "sequence",
+    shard_pb2.ROW_ORDER_SLOT: "slot",
+}
 
 _INCLUDES = {
     types_pb2.INCLUDE_DOCUMENTS: "documents",
@@ -101,6 +106,8 @@ class Reads:
         holding, grant = self._holdings.granted(request.collection_id, request.epoch)
         if not 1 <= request.limit <= MAX_LIMIT:
             raise InvalidRequest(f"a limit is 1 to {MAX_LIMIT}, got {request.limit}")
+        if request.order not in _ORDERS:
+            raise InvalidRequest(f"an order of rows is one of the contract's, got {request.order}")
         page = _Page(request.limit, min(request.max_bytes or ANSWER_BYTES, ANSWER_BYTES))
         if holding.owned_records(grant):
             await self._fill(page, request, holding, grant)
@@ -176,17 +183,17 @@ class Reads:
         after: Key | None = None
         if request.HasField("after"):
             after = (request.after.sequence, request.after.id)
-        number = holding.row.number
+        number, order = holding.row.number, _ORDERS[request.order]
         chosen = await self.matching(holding, grant, request.filter)
         if chosen is not None and not self._walk_is_cheaper(page, holding, len(chosen)):
-            keys = await self._index.keys(number, chosen)
+            keys = await self._index.keys(number, chosen, order)
             yield sorted(key for key in keys if after is None or key > after)
             return
         keep = owned_only(holding, grant) if chosen is None else set(chosen).__contains__
         while True:
             most = ANSWER_BYTES // _ROW_BYTES if request.keys_only else _LARGEST_CHUNK * 5
             step = min(most, page.limit - page.rows + 1)
-            keys = await self._index.page(number, after, step, keep)
+            keys = await self._index.page(number, after, step, keep, order)
             yield keys
             if len(keys) < step:
                 return

@@ -1,4 +1,5 @@
-"""The readers' view of `router_record`: which records exist, in the order of (sequence, id).
+"""The readers' view of `router_record`: which records exist, in the order of (sequence, id) or
+(slot, id).
 
 It owns a few threads, each with its own read-only SQLite connection, and never writes.
 """
@@ -11,12 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 from shard_node.operations import Kind
 from shard_node.state import Remembered, connect, unpacked
 
-Key: TypeAlias = tuple[int, str]  # (sequence, id)
+Key: TypeAlias = tuple[int, str]  # (sequence, id), or (slot, id)
+Order: TypeAlias = Literal["sequence", "slot"]  # the column by which keys are read; both indexed
 Keep: TypeAlias = Callable[[str], bool]
 
 _T = TypeVar("_T")
@@ -39,14 +41,21 @@ class RecordIndex:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
     async def page(
-        self, collection: int, after: Key | None, limit: int, keep: Keep | None
+        self,
+        collection: int,
+        after: Key | None,
+        limit: int,
+        keep: Keep | None,
+        order: Order = "sequence",
     ) -> list[Key]:
         """At most `limit` keys after a place, in order; None keeps every id."""
-        return await self.run(self._page, collection, after, limit, keep)
+        return await self.run(self._page, collection, after, limit, keep, order)
 
-    async def keys(self, collection: int, ids: Sequence[str]) -> list[Key]:
+    async def keys(
+        self, collection: int, ids: Sequence[str], order: Order = "sequence"
+    ) -> list[Key]:
         """The keys of those ids that exist, unordered."""
-        return await self.run(self._keys, collection, ids)
+        return await self.run(self._keys, collection, ids, order)
 
     async def deleted_by(self, collection: int, request_id: str) -> Remembered:
         """What is remembered of the deletes of a request: all it deleted, and the slots that each
@@ -57,11 +66,13 @@ class RecordIndex:
         """The dimension of each physical collection that has had a record."""
         return await self.run(self._dimensions)
 
-    def _page(self, collection: int, after: Key | None, limit: int, keep: Keep | None) -> list[Key]:
+    def _page(
+        self, collection: int, after: Key | None, limit: int, keep: Keep | None, order: Order
+    ) -> list[Key]:
         place = after or (-1, "")
         cursor = self._link().execute(
-            "SELECT sequence, id FROM router_record"
-            " WHERE collection = ? AND (sequence, id) > (?, ?) ORDER BY sequence, id"
+            f"SELECT {order}, id FROM router_record"
+            f" WHERE collection = ? AND ({order}, id) > (?, ?) ORDER BY {order}, id"
             + (" LIMIT ?" if keep is None else ""),
             (collection, *place, limit) if keep is None else (collection, *place),
         )
@@ -71,14 +82,14 @@ class RecordIndex:
         cursor.close()  # ends the read transaction, which would hold back checkpoints
         return found
 
-    def _keys(self, collection: int, ids: Sequence[str]) -> list[Key]:
+    def _keys(self, collection: int, ids: Sequence[str], order: Order) -> list[Key]:
         link = self._link()
         found: list[Key] = link.execute(
-            "SELECT r.sequence, r.id FROM json_each(?) AS j CROSS JOIN router_record AS r"
+            f"SELECT r.{order}, r.id FROM json_each(?) AS j CROSS JOIN router_record AS r"
             " ON r.collection = ? AND r.id = j.value",
             (json.dumps([i for i in ids if "\0" not in i], ensure_ascii=False), collection),
         ).fetchall()
-        one = "SELECT sequence, id FROM router_record WHERE collection = ? AND id = ?"
+        one = f"SELECT {order}, id FROM router_record WHERE collection = ? AND id = ?"
         for record_id in ids:
             if "\0" in record_id:  # json_each cuts such an id short
                 found += link.execute(one, (collection, record_id)).fetchall()

@@ -37,6 +37,8 @@ SCHEMA: dict[str, str] = {
   PRIMARY KEY (collection, id)) WITHOUT ROWID""",
     "router_record_sequence": """CREATE INDEX router_record_sequence
   ON router_record(collection, sequence, id)""",
+    "router_record_slot": """CREATE INDEX router_record_slot
+  ON router_record(collection, slot, id)""",
     "router_staged": """CREATE TABLE router_staged(
   id TEXT PRIMARY KEY, slot INTEGER NOT NULL, sequence INTEGER NOT NULL) WITHOUT ROWID""",
     "router_batch": """CREATE TABLE router_batch(
@@ -70,6 +72,9 @@ END""",
   WHEN (SELECT applied <> staged FROM router_batch WHERE one = 1)
 BEGIN UPDATE router_batch SET applied = staged WHERE one = 1; END""",
 }
+
+LATER: frozenset[str] = frozenset({"router_record_slot"})
+"""What directories of the first versions lack: made at open, and minded by any version since."""
 
 
 class StagedRow(NamedTuple):

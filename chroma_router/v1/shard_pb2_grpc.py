@@ -136,7 +136,7 @@ class ShardServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ShardGet(self, request, context):
-        """Reads owned records in the order of (sequence, id).
+        """Reads owned records in the order of (sequence, id), or of (slot, id).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

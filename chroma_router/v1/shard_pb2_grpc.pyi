@@ -54,7 +54,7 @@ class ShardServiceStub:
     ShardQuery: _grpc.UnaryUnaryMultiCallable[_shard_pb2.ShardQueryRequest, _shard_pb2.ShardQueryResponse]
     """Finds the nearest owned records."""
     ShardGet: _grpc.UnaryUnaryMultiCallable[_shard_pb2.ShardGetRequest, _shard_pb2.ShardGetResponse]
-    """Reads owned records in the order of (sequence, id)."""
+    """Reads owned records in the order of (sequence, id), or of (slot, id)."""
     ShardCount: _grpc.UnaryUnaryMultiCallable[_shard_pb2.ShardCountRequest, _shard_pb2.ShardCountResponse]
     """Counts owned records."""
     GetShardStats: _grpc.UnaryUnaryMultiCallable[_shard_pb2.GetShardStatsRequest, _shard_pb2.GetShardStatsResponse]
@@ -88,7 +88,7 @@ class ShardServiceAsyncStub(ShardServiceStub):
     ShardQuery: _aio.UnaryUnaryMultiCallable[_shard_pb2.ShardQueryRequest, _shard_pb2.ShardQueryResponse]  # type: ignore[assignment]
     """Finds the nearest owned records."""
     ShardGet: _aio.UnaryUnaryMultiCallable[_shard_pb2.ShardGetRequest, _shard_pb2.ShardGetResponse]  # type: ignore[assignment]
-    """Reads owned records in the order of (sequence, id)."""
+    """Reads owned records in the order of (sequence, id), or of (slot, id)."""
     ShardCount: _aio.UnaryUnaryMultiCallable[_shard_pb2.ShardCountRequest, _shard_pb2.ShardCountResponse]  # type: ignore[assignment]
     """Counts owned records."""
     GetShardStats: _aio.UnaryUnaryMultiCallable[_shard_pb2.GetShardStatsRequest, _shard_pb2.GetShardStatsResponse]  # type: ignore[assignment]
@@ -155,7 +155,7 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _shard_pb2.ShardGetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_shard_pb2.ShardGetResponse, _abc.Awaitable[_shard_pb2.ShardGetResponse]]:
-        """Reads owned records in the order of (sequence, id)."""
+        """Reads owned records in the order of (sequence, id), or of (slot, id)."""
 
     @_abc_1.abstractmethod
     def ShardCount(

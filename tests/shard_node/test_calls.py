@@ -499,3 +499,41 @@ def test_reads_tell_how_many_records_the_shard_owns(docs: CollectionCalls) -> No
     docs.own(frozenset(), epoch=3)
     docs.epoch = 3
     assert docs.page().owned_records == docs.answer(floats(1, 2)).owned_records == 0
+
+
+@pytest.mark.parametrize("chosen", ["all", "half owned", "where", "ids"])
+def test_records_in_the_order_of_slots(docs: CollectionCalls, chosen: str) -> None:
+    records = [*rows(300), Row("\0", floats(1, 1)), Row("é", floats(1, 1))]
+    docs.write(ADD, *records)
+    ids = [row.id for row in records]
+    condition: dict[str, Any] = {}
+    if chosen == "half owned":
+        owned = frozenset(range(0, 1024, 2))
+        docs.own(owned, epoch=2)
+        docs.epoch = 2
+        ids = [i for i in ids if slot_of(i) in owned]
+    elif chosen == "where":
+        condition["filter"] = {"where": '{"even": true}'}
+        ids = [i for i in ids if i.startswith("r") and int(i[1:]) % 2 == 0]
+    elif chosen == "ids":
+        ids = ids[250:]
+        condition["filter"] = {"ids": [*ids, "missing"], "by_ids": True}
+    wanted = sorted((slot_of(i), i) for i in ids)
+    order = {"order": shard_pb2.ROW_ORDER_SLOT, **condition}
+    whole = docs.page(keys_only=True, **order)
+    assert list(zip(whole.sequences, whole.ids, strict=True)) == wanted
+    paged: list[tuple[int, str]] = []
+    more = True
+    after: dict[str, Any] = {}
+    while more:
+        page = docs.page(limit=7, **order, **after)
+        assert [types_pb2.Record.FromString(r).id for r in page.records] == list(page.ids)
+        paged += zip(page.sequences, page.ids, strict=True)
+        after = {"after": {"sequence": paged[-1][0], "id": paged[-1][1]}}
+        more = page.more
+    assert paged == wanted
+
+
+def test_an_order_that_is_none_is_refused(docs: CollectionCalls) -> None:
+    with pytest.raises(InvalidRequest, match="order"):
+        docs.page(order=7)

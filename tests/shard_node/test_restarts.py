@@ -28,6 +28,7 @@ from chroma_router.wire.errors import (
     Stale,
     Unavailable,
 )
+from chroma_router.wire.slots import slot_of
 from tests.shard_node.running import (
     ADD,
     ALL_SLOTS,
@@ -444,6 +445,29 @@ def test_directories_of_others_are_refused(mine: Node, tmp_path: Path) -> None:
     assert code == 1
     assert "chroma-router ingest" in said
     mine.start()
+
+
+def test_a_directory_of_the_first_version_gets_what_it_lacks(mine: Node) -> None:
+    docs = mine.collection()
+    docs.write(ADD, *(Row(f"r{n}", floats(n)) for n in range(50)))
+    mine.stop()
+    link = sqlite3.connect(mine.data / "chroma" / "chroma.sqlite3", isolation_level=None)
+    link.execute("DROP INDEX router_record_slot")
+    link.close()
+    mine.start()
+    docs.own()
+    keys = docs.page(keys_only=True, order=shard_pb2.ROW_ORDER_SLOT)
+    assert list(zip(keys.sequences, keys.ids, strict=True)) == sorted(
+        (slot_of(f"r{n}"), f"r{n}") for n in range(50)
+    )
+    link = sqlite3.connect(mine.data / "chroma" / "chroma.sqlite3")
+    plan = link.execute(
+        "EXPLAIN QUERY PLAN SELECT slot, id FROM router_record"
+        " WHERE collection = 1 AND (slot, id) > (5, 'a') ORDER BY slot, id"
+    ).fetchall()
+    link.close()
+    assert "USING COVERING INDEX router_record_slot" in plan[0][3]
+    assert len(plan) == 1, "and nothing is sorted"
 
 
 def test_a_first_start_that_was_broken_off_begins_anew(data: Path) -> None:
