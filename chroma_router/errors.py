@@ -205,7 +205,9 @@ def exception_for(
     kind = EXCEPTION_BY_REASON[error.reason]
     if failure.code.value[0] not in CLASS_BY_CODE:
         kind = EXCEPTION_BY_FOREIGN_STATUS.get(failure.code, InternalError)
+    # What the router told is what its log has.
     trace_id = error.metadata.get("trace_id", trace_id)
+    request_id = error.metadata.get("request_id", request_id)
     text = error.message
     outcome = detail_of(error, WriteOutcome)
     if write and outcome is None and not failure.told and issubclass(kind, _OPEN_ENDED):

@@ -4,6 +4,7 @@ Each says what to ask of which shard and merges the answers; when a shard is ask
 out, is `router.scatter`'s business. A call of a client carries one ReadCall through all its reads.
 """
 
+import math
 from collections.abc import Sequence
 
 from chroma_router.v1 import shard_pb2, types_pb2
@@ -30,7 +31,10 @@ KEY_BLOCK = 100_000
 FLOAT_BYTES = 4
 
 Key = tuple[int, str]
-"""A record's place in the order of its collection: (sequence, id)."""
+"""A record's place in an order of its collection: (sequence, id) or (slot, id)."""
+
+BY_SEQUENCE = shard_pb2.ROW_ORDER_UNSPECIFIED
+BY_SLOT = shard_pb2.ROW_ORDER_SLOT
 
 
 class RecordReads:
@@ -180,9 +184,10 @@ class RecordReads:
         after: Key | None,
         limit: int,
         include: Sequence[types_pb2.Include] | None,
+        order: shard_pb2.RowOrder = BY_SEQUENCE,
     ) -> MergedRows:
         """The next rows of the chosen records over all shards; keys only if `include` is None."""
-        answers = await self.shard_pages(call, entry, chosen, after, limit, include)
+        answers = await self.shard_pages(call, entry, chosen, after, limit, include, order=order)
         return merge_rows(
             [ShardRows(a.sequences, a.ids, a.records, a.more) for a in answers], limit
         )
@@ -196,23 +201,28 @@ class RecordReads:
         limit: int,
         include: Sequence[types_pb2.Include] | None,
         deleted_by: str = "",
+        order: shard_pb2.RowOrder = BY_SEQUENCE,
     ) -> list[shard_pb2.ShardGetResponse]:
         """The next rows of each shard; `deleted_by` is the contract's."""
         place = shard_pb2.Position(sequence=after[0], id=after[1]) if after else None
 
         def requests(entry: CollectionEntry) -> dict[str, shard_pb2.ShardGetRequest]:
             parts = _filters(entry, chosen)
+            # A slot's records are all on one shard, and slots are dealt evenly: where the order is
+            # theirs, each shard has about its part of a page, and more would be read in vain.
+            most = limit if order == BY_SEQUENCE else math.ceil(limit * 1.25 / max(1, len(parts)))
             return {
                 shard: shard_pb2.ShardGetRequest(
                     collection_id=entry.id,
                     epoch=entry.slot_map.epoch,
                     filter=part,
                     after=place,
-                    limit=min(limit, self._limits.max_shard_get_records),
+                    limit=min(limit, most, self._limits.max_shard_get_records),
                     keys_only=include is None,
                     include=include or (),
                     max_bytes=self._limits.max_page_bytes // max(1, len(parts)),
                     deleted_by=deleted_by,
+                    order=order,
                 )
                 for shard, part in parts.items()
             }

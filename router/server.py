@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import grpc
 import structlog
+from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -25,8 +26,9 @@ from router.record_reads import RecordReads
 from router.scatter import ReadPath
 from router.service.catalog import CatalogService
 from router.service.cluster import ClusterService
-from router.service.handlers import Gate, Handler, unary
+from router.service.handlers import Gate, server_stream, unary
 from router.service.records import RecordService
+from router.service.scan import ScanService
 from router.settings import RouterSettings
 from router.shard_client import MAX_MESSAGE_BYTES
 from router.write_path import WritePath
@@ -104,9 +106,15 @@ async def _serve(
         await reaper.resume()
         writes = WritePath(catalog, cluster, directory, clock, tasks)
         reads = RecordReads(directory, ReadPath(cluster, directory), limits)
+        gate, draining = Gate(settings.request_bytes), asyncio.Event()
         server, health_servicer = _grpc_server(
             settings,
-            RecordService(directory, writes, reads, limits),
+            gate,
+            draining,
+            (
+                RecordService(directory, writes, reads, limits),
+                ScanService(directory, reads, limits),
+            ),
             CatalogService(catalog, cluster, directory, reaper),
             ClusterService(
                 catalog, cluster, directory, reaper, limits, allow_reset=settings.allow_reset
@@ -118,6 +126,7 @@ async def _serve(
         log.info("serving", grpc=address, shards=len(cluster.names))
         await stop.wait()
         log.info("draining", grace_seconds=settings.shutdown_grace_seconds)
+        draining.set()
         await health_servicer.enter_graceful_shutdown()
         await server.stop(settings.shutdown_grace_seconds)
     finally:
@@ -143,27 +152,34 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
 
 def _grpc_server(
     settings: RouterSettings,
-    records: RecordService,
+    gate: Gate,
+    draining: asyncio.Event,
+    records: tuple[RecordService, ScanService],
     catalog: CatalogService,
     cluster: ClusterService,
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
-    services = {
+    # Each service of the contract, and the objects that have its calls between them.
+    services: dict[ServiceDescriptor, tuple[object, ...]] = {
         records_pb2.DESCRIPTOR.services_by_name["RecordService"]: records,
-        catalog_pb2.DESCRIPTOR.services_by_name["CatalogService"]: catalog,
-        cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"]: cluster,
+        catalog_pb2.DESCRIPTOR.services_by_name["CatalogService"]: (catalog,),
+        cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"]: (cluster,),
     }
-    gate = Gate(settings.request_bytes)
+    answers = Gate(settings.request_bytes)
     server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    for descriptor, service in services.items():
+    for descriptor, parts in services.items():
         handlers = {}
         for method in descriptor.methods:
-            if not hasattr(service, _snake(method.name)):
+            name, parse = _snake(method.name), _parser(method.input_type)
+            handler = next((getattr(part, name) for part in parts if hasattr(part, name)), None)
+            if handler is None:
                 continue  # gRPC itself answers UNIMPLEMENTED
-            handler: Handler[Message, Message] = getattr(service, _snake(method.name))
-            handlers[method.name] = unary(
-                handler, _parser(method.input_type), settings.request_timeout_seconds, gate
+            seconds = settings.request_timeout_seconds
+            handlers[method.name] = (
+                server_stream(handler, parse, seconds, gate, answers, draining)
+                if method.server_streaming
+                else unary(handler, parse, seconds, gate)
             )
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(descriptor.full_name, handlers),)

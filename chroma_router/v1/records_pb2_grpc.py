@@ -30,7 +30,7 @@ class RecordServiceStub:
 
     Writes are acknowledged when every shard they touch has applied them durably. A write carries a
     request id; repeated with the same id within the retry window (default 15 minutes) it takes effect
-    once. AddRequest, UpsertRequest and UpdateRequest have one layout on the wire.
+    once. Errors of all calls carry ids: see types.proto. AddRequest, UpsertRequest and UpdateRequest have one layout on the wire.
     """
 
     def __init__(self, channel):
@@ -96,7 +96,7 @@ class RecordServiceServicer:
 
     Writes are acknowledged when every shard they touch has applied them durably. A write carries a
     request id; repeated with the same id within the retry window (default 15 minutes) it takes effect
-    once. AddRequest, UpsertRequest and UpdateRequest have one layout on the wire.
+    once. Errors of all calls carry ids: see types.proto. AddRequest, UpsertRequest and UpdateRequest have one layout on the wire.
     """
 
     def Add(self, request, context):
@@ -152,6 +152,9 @@ class RecordServiceServicer:
     def Scan(self, request, context):
         """Reads all chosen records in the order of (slot, id): a stream of pages, each with a cursor to go on
         from. A record that exists during the whole scan comes exactly once, whatever happens to others.
+        With a condition in the filter a record is chosen up to 100,000 records ahead of its page, which
+        then has it as it is. A stream that must end early (a shard does not answer, the router is
+        stopped) ends with UNAVAILABLE. It has no deadline but the client's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -241,7 +244,7 @@ class RecordService:
 
     Writes are acknowledged when every shard they touch has applied them durably. A write carries a
     request id; repeated with the same id within the retry window (default 15 minutes) it takes effect
-    once. AddRequest, UpsertRequest and UpdateRequest have one layout on the wire.
+    once. Errors of all calls carry ids: see types.proto. AddRequest, UpsertRequest and UpdateRequest have one layout on the wire.
     """
 
     @staticmethod

@@ -31,7 +31,7 @@ class RecordServiceStub:
 
     Writes are acknowledged when every shard they touch has applied them durably. A write carries a
     request id; repeated with the same id within the retry window (default 15 minutes) it takes effect
-    once. AddRequest, UpsertRequest and UpdateRequest have one layout on the wire.
+    once. Errors of all calls carry ids: see types.proto. AddRequest, UpsertRequest and UpdateRequest have one layout on the wire.
     """
 
     @_typing.overload
@@ -57,6 +57,9 @@ class RecordServiceStub:
     Scan: _grpc.UnaryStreamMultiCallable[_records_pb2.ScanRequest, _records_pb2.ScanResponse]
     """Reads all chosen records in the order of (slot, id): a stream of pages, each with a cursor to go on
     from. A record that exists during the whole scan comes exactly once, whatever happens to others.
+    With a condition in the filter a record is chosen up to 100,000 records ahead of its page, which
+    then has it as it is. A stream that must end early (a shard does not answer, the router is
+    stopped) ends with UNAVAILABLE. It has no deadline but the client's.
     """
     BulkUpsert: _grpc.StreamStreamMultiCallable[_records_pb2.BulkUpsertRequest, _records_pb2.BulkUpsertResponse]
     """Upserts batch after batch over one stream. Each batch is answered when it is durable, or with its
@@ -74,7 +77,7 @@ class RecordServiceAsyncStub(RecordServiceStub):
 
     Writes are acknowledged when every shard they touch has applied them durably. A write carries a
     request id; repeated with the same id within the retry window (default 15 minutes) it takes effect
-    once. AddRequest, UpsertRequest and UpdateRequest have one layout on the wire.
+    once. Errors of all calls carry ids: see types.proto. AddRequest, UpsertRequest and UpdateRequest have one layout on the wire.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -97,6 +100,9 @@ class RecordServiceAsyncStub(RecordServiceStub):
     Scan: _aio.UnaryStreamMultiCallable[_records_pb2.ScanRequest, _records_pb2.ScanResponse]  # type: ignore[assignment]
     """Reads all chosen records in the order of (slot, id): a stream of pages, each with a cursor to go on
     from. A record that exists during the whole scan comes exactly once, whatever happens to others.
+    With a condition in the filter a record is chosen up to 100,000 records ahead of its page, which
+    then has it as it is. A stream that must end early (a shard does not answer, the router is
+    stopped) ends with UNAVAILABLE. It has no deadline but the client's.
     """
     BulkUpsert: _aio.StreamStreamMultiCallable[_records_pb2.BulkUpsertRequest, _records_pb2.BulkUpsertResponse]  # type: ignore[assignment]
     """Upserts batch after batch over one stream. Each batch is answered when it is durable, or with its
@@ -113,7 +119,7 @@ class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Writes are acknowledged when every shard they touch has applied them durably. A write carries a
     request id; repeated with the same id within the retry window (default 15 minutes) it takes effect
-    once. AddRequest, UpsertRequest and UpdateRequest have one layout on the wire.
+    once. Errors of all calls carry ids: see types.proto. AddRequest, UpsertRequest and UpdateRequest have one layout on the wire.
     """
 
     @_abc_1.abstractmethod
@@ -182,6 +188,9 @@ class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_records_pb2.ScanResponse], _abc.AsyncIterator[_records_pb2.ScanResponse]]:
         """Reads all chosen records in the order of (slot, id): a stream of pages, each with a cursor to go on
         from. A record that exists during the whole scan comes exactly once, whatever happens to others.
+        With a condition in the filter a record is chosen up to 100,000 records ahead of its page, which
+        then has it as it is. A stream that must end early (a shard does not answer, the router is
+        stopped) ends with UNAVAILABLE. It has no deadline but the client's.
         """
 
     @_abc_1.abstractmethod

@@ -1,5 +1,6 @@
 """Errors on the wire: to and from a google.rpc.Status and the trailing metadata of a call."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ from chroma_router.wire.errors import (
 
 DOMAIN = "chroma-router"
 
+_NOTHING: Mapping[str, str] = {}
 _DETAILS_KEY = "grpc-status-details-bin"
 _STATUS_BY_CODE = {status.value[0]: status for status in grpc.StatusCode}
 
@@ -45,12 +47,12 @@ def grpc_status(error: ClusterError) -> grpc.StatusCode:
     return _STATUS_BY_CODE[error.code]
 
 
-def to_status(error: ClusterError) -> status_pb2.Status:
-    """The google.rpc.Status that carries an error over the wire."""
+def to_status(error: ClusterError, also: Mapping[str, str] = _NOTHING) -> status_pb2.Status:
+    """The google.rpc.Status that carries an error over the wire; `also` joins its metadata."""
     info = error_details_pb2.ErrorInfo(
         reason=error.reason.value,
         domain=DOMAIN,
-        metadata={key: bounded(value) for key, value in error.metadata.items()},
+        metadata={key: bounded(value) for key, value in {**error.metadata, **also}.items()},
     )
     messages: list[Message] = [info]
     if error.retry_after is not None:
@@ -67,9 +69,11 @@ def to_status(error: ClusterError) -> status_pb2.Status:
     return status
 
 
-def status_metadata(error: ClusterError) -> tuple[tuple[str, bytes], ...]:
-    """The trailing metadata with which a server sends an error's details."""
-    return ((_DETAILS_KEY, to_status(error).SerializeToString()),)
+def status_metadata(
+    error: ClusterError, also: Mapping[str, str] = _NOTHING
+) -> tuple[tuple[str, bytes], ...]:
+    """The trailing metadata with which a server sends an error's details, as to_status."""
+    return ((_DETAILS_KEY, to_status(error, also).SerializeToString()),)
 
 
 def from_status(status: status_pb2.Status) -> ClusterError:

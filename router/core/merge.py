@@ -30,9 +30,10 @@ class RankedHit(NamedTuple):
 
 
 class ShardRows(NamedTuple):
-    """One page of one shard's records in the order of (sequence, id)."""
+    """One page of one shard's records in the order of (sequence, id) or (slot, id)."""
 
     sequences: Sequence[int]
+    """The sequences or the slots."""
     ids: Sequence[str]
     records: Sequence[bytes]
     """Each a serialized Record; empty if only the keys were asked for."""

@@ -1,10 +1,13 @@
-"""How every call is wrapped: its deadline, its errors, and what is logged of a defect."""
+"""How every call is wrapped: its deadline, its ids, its errors, and what is logged of a defect."""
 
 import asyncio
 import contextlib
+import math
+import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from typing import NoReturn, TypeVar, cast
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from types import TracebackType
+from typing import NoReturn, Self, TypeAlias, TypeVar, cast
 
 import grpc
 import structlog
@@ -17,8 +20,11 @@ from chroma_router.wire.errors import (
     InvalidRequest,
     Overloaded,
     Reason,
+    Unavailable,
 )
+from chroma_router.wire.request_id import RANDOM_BYTES, new_request_id
 from chroma_router.wire.status import bounded, grpc_status, status_metadata
+from router.core.identity import CallIdentity
 from router.shard_client import MAX_MESSAGE_BYTES
 
 log = structlog.get_logger(__name__)
@@ -28,6 +34,11 @@ _Response = TypeVar("_Response", bound=Message)
 
 Handler = Callable[[_Request, float], Awaitable[_Response]]
 """A call: its request and its deadline on the clock of time.monotonic()."""
+
+StreamHandler = Callable[[_Request, Callable[[], float]], AsyncGenerator[_Response, None]]
+"""A call answered in pages: its request, and the deadline of a page's work that begins now."""
+
+Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 ANSWER_MARGIN = 0.25
 """Seconds (at most; a tenth of a short deadline) kept back to send an error before the client has
@@ -57,6 +68,71 @@ class Gate:
             self._bytes -= size
 
 
+class Call:
+    """One call: the ids it is found by, and what its client is told when it fails.
+
+    As a context manager it ends the call with the status of any error, whose ErrorInfo carries
+    `request_id` and `trace_id`; a defect is logged under both, and told without its inside.
+    """
+
+    def __init__(self, context: Context, method: str) -> None:
+        self._context = context
+        self._method = method
+        self._fresh = new_request_id(time.time_ns() // 1_000_000, os.urandom(RANDOM_BYTES))
+        self._named = ""
+        # None when the client set no deadline; the stubs deny it.
+        self.remaining = cast(float | None, context.time_remaining())
+        """Seconds of the client's deadline; None if it set none."""
+
+    def takes(self, request: _Request) -> _Request:
+        """Takes the request's id from it, or gives it one: errors and outcome name the same."""
+        if hasattr(request, "request_id"):
+            self._named = request.request_id
+            request.request_id = self._named or self._fresh
+        return request
+
+    @property
+    def identity(self) -> CallIdentity:
+        """The ids of the call, as far as they are known."""
+        headers = [(str(key), value) for key, value in self._context.invocation_metadata() or ()]
+        return CallIdentity.of(headers, self._named, self._fresh)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not isinstance(error, Exception):  # the end, or a client that went away
+            return
+        await abort(self._context, self._told(error), self.identity)
+
+    def _told(self, error: Exception) -> ClusterError:
+        match error:
+            case ClusterError():
+                return error
+            case TimeoutError():
+                return DeadlineExpired(
+                    f"the router was not done within {self.remaining or 0.0:.3f} s; give the call "
+                    "more time"
+                )
+            case DecodeError():
+                return InvalidRequest(
+                    "the request is not a message of this method: it is truncated, or a text in it "
+                    "is not UTF-8; build it from the .proto"
+                )
+            case _:
+                ids = self.identity.metadata()
+                log.error("defect", method=self._method, exc_info=error, **ids)
+                return InternalFailure(
+                    "the router failed on this request through a defect of its own; its log has "
+                    "the details under 'defect'"
+                )
+
+
 def unary(
     handler: Handler[_Request, _Response],
     parse: Callable[[bytes], _Request],
@@ -68,48 +144,88 @@ def unary(
     The request is parsed inside, so that bytes that are no message get a clear answer too.
     """
 
-    async def serve(data: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
-        # None when the client set no deadline; the stubs deny it.
-        remaining = cast(float | None, context.time_remaining())
-        seconds = default_timeout if remaining is None else max(0.0, remaining)
+    async def serve(data: bytes, context: Context) -> bytes:
+        call = Call(context, handler.__qualname__)
+        if call.remaining is None:
+            call.remaining = default_timeout
+        seconds = max(0.0, call.remaining)
         margin = min(ANSWER_MARGIN, seconds / 10)
         deadline = time.monotonic() + seconds - margin
-        try:
+        async with call:
             with gate.passed(len(data)):
                 # Handlers mind the deadline themselves and can say more at it; this is for those
                 # that wait for something else.
                 async with asyncio.timeout(seconds - margin / 2):
-                    answer = await handler(parse(data), deadline)
+                    answer = await handler(call.takes(parse(data)), deadline)
                 return _packed(answer)
-        except ClusterError as error:
-            await _abort(context, error)
-        except TimeoutError:
-            await _abort(
-                context,
-                DeadlineExpired(
-                    f"the router was not done within {seconds:.3f} s; give the call more time"
-                ),
-            )
-        except DecodeError:
-            await _abort(
-                context,
-                InvalidRequest(
-                    "the request is not a message of this method: it is truncated, or a text in it "
-                    "is not UTF-8; build it from the .proto"
-                ),
-            )
-        except Exception:
-            log.exception("defect", method=handler.__qualname__)
-            await _abort(
-                context,
-                InternalFailure(
-                    "the router failed on this request through a defect of its own; its log has "
-                    "the details under 'defect'"
-                ),
-            )
 
     method: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(serve)
     return method
+
+
+def server_stream(
+    handler: StreamHandler[_Request, _Response],
+    parse: Callable[[bytes], _Request],
+    page_timeout: float,
+    gate: Gate,
+    answers: Gate,
+    draining: asyncio.Event,
+) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    """The gRPC handler of a call that is answered with a stream of pages.
+
+    A page is made when the client's window has room for it, and has `page_timeout` seconds to be
+    made in; the stream as a whole has only the deadline that the client sets. `answers` bounds the
+    bytes of all pages on their way; they are not in `gate`, so that clients who read slowly hold up
+    each other and no writes. Once the router is `draining`, a stream ends after its page.
+    """
+
+    async def serve(data: bytes, context: Context) -> None:
+        call = Call(context, handler.__qualname__)
+        end, margin = math.inf, ANSWER_MARGIN
+        if call.remaining is not None:
+            margin = min(ANSWER_MARGIN, max(0.0, call.remaining) / 10)
+            end = time.monotonic() + call.remaining - margin
+
+        def deadline() -> float:
+            return min(end, time.monotonic() + page_timeout)
+
+        async with call:
+            with gate.passed(len(data)):
+                async with contextlib.aclosing(handler(call.takes(parse(data)), deadline)) as pages:
+                    while (page := await _next(pages, deadline() + margin / 2, end)) is not None:
+                        packed = _packed(page)
+                        # Without a time-out: gRPC itself ends the call at the client's deadline.
+                        with answers.passed(len(packed)):
+                            await context.write(packed)
+                        if draining.is_set():
+                            raise _ends_early("the router is stopping", Reason.DRAINING)
+
+    method: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(serve)
+    return method
+
+
+async def _next(
+    pages: AsyncGenerator[_Response, None], until: float, end: float
+) -> _Response | None:
+    """The next page; None after the last. `end` is the client's deadline, `until` the page's."""
+    try:
+        async with asyncio.timeout(until - time.monotonic()):
+            return await anext(pages, None)
+    except (DeadlineExpired, TimeoutError) as error:
+        if time.monotonic() >= end:
+            raise
+        known = error if isinstance(error, DeadlineExpired) else None
+        raise _ends_early(
+            known.message if known else "a page took too long",
+            Reason.SHARD_UNAVAILABLE,
+            known.metadata if known else None,
+        ) from error
+
+
+def _ends_early(why: str, reason: Reason, metadata: Mapping[str, str] | None = None) -> Unavailable:
+    return Unavailable(
+        f"{why}; go on from the cursor of the last page", reason, metadata=metadata, retry_after=1.0
+    )
 
 
 def _packed(answer: Message) -> bytes:
@@ -123,8 +239,8 @@ def _packed(answer: Message) -> bytes:
     return data
 
 
-async def _abort(
-    context: "grpc.aio.ServicerContext[bytes, bytes]", error: ClusterError
-) -> NoReturn:
-    await context.abort(grpc_status(error), bounded(error.message), status_metadata(error))
+async def abort(context: Context, error: ClusterError, identity: CallIdentity) -> NoReturn:
+    """Ends a call with the status of an error, which carries the call's ids."""
+    trailing = status_metadata(error, identity.metadata())
+    await context.abort(grpc_status(error), bounded(error.message), trailing)
     raise AssertionError("abort returned")

@@ -55,6 +55,7 @@ WRITES: list[type[Message]] = [
 PAIRS: list[tuple[type[Message], type[Message]]] = [
     *((views_pb2.WriteRequestView, request) for request in WRITES),
     (views_pb2.GetResponseView, records_pb2.GetResponse),
+    (views_pb2.ScanResponseView, records_pb2.ScanResponse),
     (views_pb2.QueryResultView, records_pb2.QueryResult),
     (views_pb2.QueryResponseView, records_pb2.QueryResponse),
 ]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chroma_router.wire.errors import InvalidRequest
-from router.core.paging import PageToken
+from chroma_router.wire.slots import slot_of
+from router.core.paging import PageToken, ScanCursor
 from router.core.sequence import MAX_SEQUENCE
 
 TOKENS = st.builds(
@@ -88,3 +89,49 @@ def test_impossible_places_cannot_be_made(
 ) -> None:
     with pytest.raises(ValueError, match=r"is not in|is not empty|at least one"):
         PageToken(sequence, record_id, remaining)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_a_cursor_comes_back_as_it_was(record_id: str) -> None:
+    cursor = ScanCursor(slot_of(record_id), record_id)
+    text = cursor.encode()
+    assert re.fullmatch(r"[A-Za-z0-9_-]+", text)
+    assert ScanCursor.decode(text) == cursor
+
+
+def test_a_cursor_is_pinned() -> None:
+    assert ScanCursor.decode("WyJzY2FuLTEiLCJhIl0") == ScanCursor(slot_of("a"), "a")
+
+
+def test_cursors_and_page_tokens_are_not_taken_for_each_other() -> None:
+    with pytest.raises(InvalidRequest, match="cursor"):
+        ScanCursor.decode(PageToken(7, "a", None).encode())
+    with pytest.raises(InvalidRequest, match="page_token"):
+        PageToken.decode(ScanCursor(slot_of("a"), "a").encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x",
+        "é",
+        _token(5),
+        _token([]),
+        _token(["scan-1"]),
+        _token(["scan-2", "a"]),
+        _token(["scan-1", ""]),
+        _token(["scan-1", 7]),
+        _token(["scan-1", "\ud800"]),
+        _token(["scan-1", "a", 0]),
+        base64.urlsafe_b64encode(b"[" * 3_000).decode().rstrip("="),
+    ],
+)
+def test_cursors_that_are_none_are_refused_with_the_mend(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="cursor of the last page unchanged"):
+        ScanCursor.decode(text)
+
+
+@pytest.mark.parametrize(("slot", "record_id"), [(0, ""), (slot_of("a") + 1, "a"), (-1, "a")])
+def test_cursors_where_no_record_can_be_cannot_be_made(slot: int, record_id: str) -> None:
+    with pytest.raises(ValueError, match=r"not empty|not the slot"):
+        ScanCursor(slot, record_id)

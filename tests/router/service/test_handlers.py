@@ -2,17 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from chroma_router.v1 import records_pb2, types_pb2
+from chroma_router.v1 import records_pb2, types_pb2, views_pb2
 from chroma_router.wire.errors import (
     ClusterError,
+    DeadlineExpired,
     InternalFailure,
     InvalidRequest,
     Overloaded,
@@ -20,8 +22,9 @@ from chroma_router.wire.errors import (
     Unavailable,
     detail_of,
 )
+from chroma_router.wire.request_id import time_of
 from chroma_router.wire.status import from_rpc_error
-from router.service.handlers import ANSWER_MARGIN, Gate, unary
+from router.service.handlers import ANSWER_MARGIN, Gate, server_stream, unary
 from router.write_path import MAX_REPORTED_BYTES
 
 pytestmark = pytest.mark.timeout(10)
@@ -33,10 +36,11 @@ DEFAULT_TIMEOUT = 40.0
 @asynccontextmanager
 async def serving(
     handler: Callable[[Any, float], Awaitable[records_pb2.CountResponse]],
+    parse: Callable[[bytes], Any] = records_pb2.CountRequest.FromString,
 ) -> AsyncIterator[Call]:
     """A server of one method; the call to it takes and gives bytes."""
     server = grpc.aio.server()
-    method = unary(handler, records_pb2.CountRequest.FromString, DEFAULT_TIMEOUT, Gate(1 << 20))
+    method = unary(handler, parse, DEFAULT_TIMEOUT, Gate(1 << 20))
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("test.Service", {"Count": method}),)
     )
@@ -50,15 +54,17 @@ async def serving(
         await server.stop(None)
 
 
-async def failing(error: BaseException) -> tuple[ClusterError, grpc.aio.AioRpcError]:
-    """What a client gets when the handler raises this."""
+async def failing(
+    error: BaseException, *headers: tuple[str, str]
+) -> tuple[ClusterError, grpc.aio.AioRpcError]:
+    """What a client that sends these headers gets when the handler raises this."""
 
     async def handler(_request: Any, _deadline: float) -> records_pb2.CountResponse:
         raise error
 
     async with serving(handler) as call:
         with pytest.raises(grpc.aio.AioRpcError) as failed:
-            await call(b"", timeout=5)
+            await call(b"", timeout=5, metadata=headers)
     return from_rpc_error(failed.value), failed.value
 
 
@@ -132,6 +138,8 @@ async def test_a_defect_is_logged_here_and_told_without_its_inside() -> None:
     assert entry["event"] == "defect"
     assert entry["log_level"] == "error"
     assert "failing.<locals>.handler" in entry["method"]
+    assert "secret" in str(entry["exc_info"])
+    assert {key: entry[key] for key in ("request_id", "trace_id")} == error.metadata
 
 
 async def test_details_travel_in_the_trailers() -> None:
@@ -142,7 +150,8 @@ async def test_details_travel_in_the_trailers() -> None:
     assert rpc.details() == error.message == "full"
     assert isinstance(error, Overloaded)
     assert error.reason is Reason.QUEUE_FULL
-    assert error.metadata == {"shard": "shard-2"}
+    assert set(error.metadata) == {"shard", "request_id", "trace_id"}
+    assert error.metadata["shard"] == "shard-2"
     assert error.retry_after == 1.5
     assert detail_of(error, types_pb2.WriteOutcome) == outcome
 
@@ -178,3 +187,209 @@ async def test_a_client_that_goes_away_cancels_the_handler() -> None:
             running.cancel()
             await cancelled.wait()
     assert not logs, "no defect"
+
+
+# ------------------------------------------------------------------------------------ ids
+
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+async def test_an_error_carries_the_ids_of_the_headers() -> None:
+    headers = (("traceparent", f"00-{TRACE}-b7ad6b7169203331-01"), ("x-request-id", "mine"))
+    error, _ = await failing(Unavailable("away"), *headers)
+    assert error.metadata == {"trace_id": TRACE, "request_id": "mine"}
+
+
+async def test_an_error_of_a_call_without_headers_has_new_ids() -> None:
+    one, _ = await failing(Unavailable("away"))
+    two, _ = await failing(Unavailable("away"))
+    assert time_of(one.metadata["request_id"]) is not None
+    assert one.metadata["trace_id"] == one.metadata["request_id"].replace("-", "")
+    assert one.metadata["request_id"] != two.metadata["request_id"]
+
+
+@pytest.mark.parametrize("given", ["", "a-request"])
+async def test_a_write_and_its_error_have_one_request_id(given: str) -> None:
+    seen: list[str] = []
+
+    async def handler(
+        request: views_pb2.WriteRequestView, _deadline: float
+    ) -> records_pb2.CountResponse:
+        seen.append(request.request_id)
+        raise Unavailable("away")
+
+    async with serving(handler, views_pb2.WriteRequestView.FromString) as call:
+        request = views_pb2.WriteRequestView(request_id=given)
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call(request.SerializeToString(), timeout=5)
+    error = from_rpc_error(failed.value)
+    assert seen == [error.metadata["request_id"]]
+    assert seen == [given] or (not given and time_of(seen[0]) is not None)
+
+
+async def test_a_full_gate_and_bytes_that_are_no_message_have_ids_too() -> None:
+    async with serving(lambda _r, _d: None) as call:  # type: ignore[arg-type, return-value]
+        for data in (bytes(2 << 20), b"\xff\xff"):
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await call(data, timeout=5)
+            assert set(from_rpc_error(failed.value).metadata) == {"request_id", "trace_id"}
+
+
+# ------------------------------------------------------------------------------------ streams
+
+PAGE = records_pb2.ScanResponse(cursor="x" * (1 << 20))
+
+
+class Pages:
+    """A handler that makes pages without end, or to its error, and tells how it is."""
+
+    def __init__(self, pages: int = 1 << 30, error: BaseException | None = None) -> None:
+        self.made = 0
+        self.deadlines: list[float] = []
+        self.ended = asyncio.Event()
+        self._pages, self._error = pages, error
+
+    async def scan(
+        self, _request: Any, deadline: Callable[[], float]
+    ) -> AsyncGenerator[records_pb2.ScanResponse, None]:
+        try:
+            while self.made < self._pages:
+                self.deadlines.append(deadline() - time.monotonic())
+                self.made += 1
+                yield PAGE
+            if self._error is not None:
+                raise self._error
+        finally:
+            self.ended.set()
+
+
+@dataclass
+class Streaming:
+    """A server of one stream, and what bounds it."""
+
+    call: Any
+    gate: Gate
+    answers: Gate
+    draining: asyncio.Event
+
+
+@asynccontextmanager
+async def streaming(pages: Pages, page_timeout: float = 40.0) -> AsyncIterator[Streaming]:
+    gate, answers, draining = Gate(1 << 20), Gate(4 << 20), asyncio.Event()
+    method = server_stream(
+        pages.scan, records_pb2.ScanRequest.FromString, page_timeout, gate, answers, draining
+    )
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("test.Service", {"Scan": method}),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield Streaming(channel.unary_stream("/test.Service/Scan"), gate, answers, draining)
+    finally:
+        await server.stop(None)
+
+
+def is_free(gate: Gate, limit: int) -> bool:
+    """Whether nothing is held of a gate."""
+    try:
+        with gate.passed(limit):
+            return True
+    except Overloaded:
+        return False
+
+
+async def read_all(stream: Any) -> tuple[int, ClusterError | None]:
+    """How many pages came, and the error at the end."""
+    number = 0
+    try:
+        async for _ in stream:
+            number += 1
+    except grpc.aio.AioRpcError as error:
+        return number, from_rpc_error(error)
+    return number, None
+
+
+async def test_a_stream_brings_its_pages_and_ends() -> None:
+    pages = Pages(5)
+    async with streaming(pages) as running:
+        assert await read_all(running.call(b"", timeout=5)) == (5, None)
+        assert is_free(running.gate, 1 << 20)
+        assert is_free(running.answers, 4 << 20)
+
+
+async def test_pages_come_before_the_error_that_ends_a_stream() -> None:
+    async with streaming(Pages(2, Unavailable("away", retry_after=1.0))) as running:
+        number, error = await read_all(running.call(b"", metadata=(("x-request-id", "mine"),)))
+    assert number == 2
+    assert isinstance(error, Unavailable)
+    assert error.retry_after == 1.0
+    assert error.metadata["request_id"] == "mine"
+
+
+async def test_pages_are_made_as_fast_as_they_are_taken() -> None:
+    pages = Pages()
+    async with streaming(pages) as running:
+        stream = running.call(b"")
+        for taken in range(1, 40):
+            await stream.read()
+            assert pages.made <= taken + 4
+        stream.cancel()
+        await asyncio.wait_for(pages.ended.wait(), 5)
+        assert is_free(running.answers, 4 << 20)
+        assert is_free(running.gate, 1 << 20)
+
+
+async def test_a_client_that_takes_nothing_holds_a_page_or_two() -> None:
+    pages = Pages()
+    async with streaming(pages) as running:
+        stalled = running.call(b"", timeout=1.0)
+        await asyncio.wait_for(pages.ended.wait(), 5)
+        assert pages.made <= 4
+        assert await stalled.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert is_free(running.answers, 4 << 20)
+
+
+async def test_a_stream_has_no_deadline_but_the_clients_and_each_page_has_its_own() -> None:
+    pages = Pages(3)
+    async with streaming(pages, page_timeout=2.0) as running:
+        await read_all(running.call(b""))
+        assert all(1.9 < seconds <= 2.0 for seconds in pages.deadlines)
+        pages.made, pages.deadlines = 0, []
+        await read_all(running.call(b"", timeout=1.0))
+        assert all(0.4 < seconds <= 0.91 for seconds in pages.deadlines)
+
+
+async def test_a_page_that_takes_too_long_is_no_deadline_of_the_client() -> None:
+    late = DeadlineExpired("shard-2 said nothing", metadata={"shard": "shard-2"})
+    async with streaming(Pages(1, late)) as running:
+        _, error = await read_all(running.call(b"", timeout=30))
+    assert isinstance(error, Unavailable)
+    assert "shard-2 said nothing; go on from the cursor" in error.message
+    assert error.metadata["shard"] == "shard-2"
+    assert error.retry_after
+
+
+async def test_a_router_that_stops_ends_its_streams() -> None:
+    pages = Pages()
+    async with streaming(pages) as running:
+        stream = aiter(running.call(b""))
+        await anext(stream)
+        running.draining.set()
+        _, error = await read_all(stream)
+    assert isinstance(error, Unavailable)
+    assert error.reason is Reason.DRAINING
+    assert "cursor" in error.message
+
+
+async def test_a_defect_in_a_stream_is_logged_with_its_ids() -> None:
+    async with streaming(Pages(1, RuntimeError("secret"))) as running:
+        with capture_logs() as logs:
+            number, error = await read_all(running.call(b""))
+    assert number == 1
+    assert isinstance(error, InternalFailure)
+    assert "secret" not in error.message
+    assert logs[0]["trace_id"] == error.metadata["trace_id"]
