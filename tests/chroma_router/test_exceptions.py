@@ -96,3 +96,11 @@ def test_foreign_statuses() -> None:
 def test_unsupported_is_a_not_implemented_error() -> None:
     with pytest.raises(NotImplementedError, match="Search is not implemented"):
         raise errors.unsupported("Search")
+
+
+def test_the_ids_that_the_router_told_come_before_the_clients_own() -> None:
+    metadata = {"trace_id": "f" * 32, "request_id": "the-routers"}
+    told = ClusterError("x", Reason.INTERNAL, metadata=metadata)
+    exception = raised(from_status(to_status(told)))
+    assert (exception.trace_id, exception.request_id) == ("f" * 32, "the-routers")
+    assert "request id the-routers, trace id " + "f" * 32 in str(exception)
