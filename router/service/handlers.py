@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import math
 import os
 import time
@@ -78,11 +79,15 @@ class Call:
     def __init__(self, context: Context, method: str) -> None:
         self._context = context
         self._method = method
-        self._fresh = new_request_id(time.time_ns() // 1_000_000, os.urandom(RANDOM_BYTES))
         self._named = ""
         # None when the client set no deadline; the stubs deny it.
         self.remaining = cast(float | None, context.time_remaining())
         """Seconds of the client's deadline; None if it set none."""
+
+    @functools.cached_property
+    def _fresh(self) -> str:
+        """An id for a call that brings none; most reads need none at all."""
+        return new_request_id(time.time_ns() // 1_000_000, os.urandom(RANDOM_BYTES))
 
     def takes(self, request: _Request) -> _Request:
         """Takes the request's id from it, or gives it one: errors and outcome name the same."""
