@@ -201,12 +201,21 @@ def server_stream(
                         packed = _packed(page)
                         # Without a time-out: gRPC itself ends the call at the client's deadline.
                         with answers.passed(len(packed)):
-                            await context.write(packed)
+                            await _write(context, packed)
                         if draining.is_set():
                             raise _ends_early("the router is stopping", Reason.DRAINING)
 
     method: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(serve)
     return method
+
+
+async def _write(context: Context, data: bytes) -> None:
+    """Sends a message; returns when the client's window has taken it."""
+    try:
+        await context.write(data)
+    except grpc.aio.BaseError as error:
+        # The client went away or its deadline passed, and gRPC had no time yet to cancel us.
+        raise asyncio.CancelledError("the call is over") from error
 
 
 async def _next(

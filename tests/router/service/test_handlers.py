@@ -336,19 +336,22 @@ async def test_pages_are_made_as_fast_as_they_are_taken() -> None:
         stream = running.call(b"")
         for taken in range(1, 40):
             await stream.read()
-            assert pages.made <= taken + 4
+            assert pages.made <= taken + 24
         stream.cancel()
         await asyncio.wait_for(pages.ended.wait(), 5)
         assert is_free(running.answers, 4 << 20)
         assert is_free(running.gate, 1 << 20)
 
 
-async def test_a_client_that_takes_nothing_holds_a_page_or_two() -> None:
+async def test_a_client_that_takes_nothing_holds_what_its_window_has() -> None:
+    """gRPC lets the window grow to some MiB; without a bound a second makes hundreds of pages."""
     pages = Pages()
     async with streaming(pages) as running:
-        stalled = running.call(b"", timeout=1.0)
-        await asyncio.wait_for(pages.ended.wait(), 5)
-        assert pages.made <= 4
+        with capture_logs() as logs:
+            stalled = running.call(b"", timeout=1.0)
+            await asyncio.wait_for(pages.ended.wait(), 5)
+        assert not logs, "no defect"
+        assert pages.made <= 24
         assert await stalled.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert is_free(running.answers, 4 << 20)
 
