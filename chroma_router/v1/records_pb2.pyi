@@ -216,18 +216,32 @@ class SearchRequest(_message.Message):
     def __init__(self, collection: _Optional[_Union[_types_pb2.CollectionRef, _Mapping]] = ..., searches: _Optional[_Iterable[_Union[Search, _Mapping]]] = ..., allow_partial: _Optional[bool] = ...) -> None: ...
 
 class Search(_message.Message):
-    __slots__ = ("filter", "rank", "limit", "offset", "select")
+    __slots__ = ("filter", "rank", "limit", "offset", "select", "group_by")
     FILTER_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     SELECT_FIELD_NUMBER: _ClassVar[int]
+    GROUP_BY_FIELD_NUMBER: _ClassVar[int]
     filter: _types_pb2.Filter
     rank: Rank
     limit: int
     offset: int
     select: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, filter: _Optional[_Union[_types_pb2.Filter, _Mapping]] = ..., rank: _Optional[_Union[Rank, _Mapping]] = ..., limit: _Optional[int] = ..., offset: _Optional[int] = ..., select: _Optional[_Iterable[str]] = ...) -> None: ...
+    group_by: GroupBy
+    def __init__(self, filter: _Optional[_Union[_types_pb2.Filter, _Mapping]] = ..., rank: _Optional[_Union[Rank, _Mapping]] = ..., limit: _Optional[int] = ..., offset: _Optional[int] = ..., select: _Optional[_Iterable[str]] = ..., group_by: _Optional[_Union[GroupBy, _Mapping]] = ...) -> None: ...
+
+class GroupBy(_message.Message):
+    __slots__ = ("keys", "order_by", "keep", "largest")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    ORDER_BY_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    LARGEST_FIELD_NUMBER: _ClassVar[int]
+    keys: _containers.RepeatedScalarFieldContainer[str]
+    order_by: _containers.RepeatedScalarFieldContainer[str]
+    keep: int
+    largest: bool
+    def __init__(self, keys: _Optional[_Iterable[str]] = ..., order_by: _Optional[_Iterable[str]] = ..., keep: _Optional[int] = ..., largest: _Optional[bool] = ...) -> None: ...
 
 class Rank(_message.Message):
     __slots__ = ("knn", "value", "sum", "product", "maximum", "minimum", "difference", "quotient", "absolute", "exponential", "logarithm")

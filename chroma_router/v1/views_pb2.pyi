@@ -48,3 +48,25 @@ class QueryResponseView(_message.Message):
     results: _containers.RepeatedCompositeFieldContainer[QueryResultView]
     coverage: _types_pb2.Coverage
     def __init__(self, results: _Optional[_Iterable[_Union[QueryResultView, _Mapping]]] = ..., coverage: _Optional[_Union[_types_pb2.Coverage, _Mapping]] = ...) -> None: ...
+
+class SearchHitView(_message.Message):
+    __slots__ = ("record", "score")
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    record: bytes
+    score: float
+    def __init__(self, record: _Optional[bytes] = ..., score: _Optional[float] = ...) -> None: ...
+
+class SearchResultView(_message.Message):
+    __slots__ = ("hits",)
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    hits: _containers.RepeatedCompositeFieldContainer[SearchHitView]
+    def __init__(self, hits: _Optional[_Iterable[_Union[SearchHitView, _Mapping]]] = ...) -> None: ...
+
+class SearchResponseView(_message.Message):
+    __slots__ = ("results", "coverage")
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[SearchResultView]
+    coverage: _types_pb2.Coverage
+    def __init__(self, results: _Optional[_Iterable[_Union[SearchResultView, _Mapping]]] = ..., coverage: _Optional[_Union[_types_pb2.Coverage, _Mapping]] = ...) -> None: ...

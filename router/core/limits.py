@@ -22,6 +22,15 @@ class Limits:
     max_query_embeddings: int = 1_000
     max_results: int = 100_000
     """Hits for each query embedding."""
+    max_searches: int = 100
+    max_rank_nesting: int = 40
+    """Expressions inside one another; each is two messages deep, of the 100 that protobuf reads."""
+    max_rank_nodes: int = 1_000
+    """Expressions in one search."""
+    max_search_candidates: int = 200_000
+    """The sum of the limits of all nearest-neighbour parts of one request."""
+    max_search_keys: int = 100
+    """Keys in each list of them: what is selected, by what is grouped and ordered."""
     max_page_records: int = 5_000
     max_page_bytes: int = 8 * MIB
     max_shard_get_records: int = 1_000_000

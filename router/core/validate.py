@@ -95,8 +95,13 @@ def check_write(kind: WriteKind, records: Sequence[bytes], limits: Limits) -> Ch
     return CheckedWrite(ids, dimension)
 
 
-def check_embeddings(embeddings: Sequence[bytes], limits: Limits) -> int:
-    """The dimension of a query's embeddings. Raises InvalidRequest if they are not good."""
+def check_embeddings(
+    embeddings: Sequence[bytes], limits: Limits, names: Sequence[str] | None = None
+) -> int:
+    """The dimension of a query's embeddings. Raises InvalidRequest if they are not good.
+
+    `names` are what refusals call them; without, they are numbered.
+    """
     if not embeddings:
         _refuse("embeddings: none given; send at least one query embedding")
     if len(embeddings) > limits.max_query_embeddings:
@@ -104,7 +109,9 @@ def check_embeddings(embeddings: Sequence[bytes], limits: Limits) -> int:
             f"embeddings: {len(embeddings)} given, at most {limits.max_query_embeddings} are "
             "allowed; send several queries"
         )
-    return _check_rows(embeddings, lambda row: f"query embedding {row}", limits)
+    return _check_rows(
+        embeddings, lambda row: names[row] if names else f"query embedding {row}", limits
+    )
 
 
 def check_n_results(n_results: int, limits: Limits) -> None:
