@@ -29,6 +29,7 @@ from router.service.cluster import ClusterService
 from router.service.handlers import Gate, server_stream, unary
 from router.service.records import RecordService
 from router.service.scan import ScanService
+from router.service.search import SearchService
 from router.settings import RouterSettings
 from router.shard_client import MAX_MESSAGE_BYTES
 from router.write_path import WritePath
@@ -114,6 +115,7 @@ async def _serve(
             (
                 RecordService(directory, writes, reads, limits),
                 ScanService(directory, reads, limits),
+                SearchService(directory, reads, limits),
             ),
             CatalogService(catalog, cluster, directory, reaper),
             ClusterService(
@@ -154,7 +156,7 @@ def _grpc_server(
     settings: RouterSettings,
     gate: Gate,
     draining: asyncio.Event,
-    records: tuple[RecordService, ScanService],
+    records: tuple[RecordService, ScanService, SearchService],
     catalog: CatalogService,
     cluster: ClusterService,
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
