@@ -347,7 +347,7 @@ class GrpcAPI(ServerAPI):
         database: str = DEFAULT_DATABASE,
         read_level: ReadLevel = ReadLevel.INDEX_AND_WAL,
     ) -> SearchResult:
-        raise unsupported("Search")
+        return self._run(requests.search(collection_id, searches))
 
     @override
     def _fork(

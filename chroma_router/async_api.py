@@ -348,7 +348,7 @@ class AsyncGrpcAPI(AsyncServerAPI):
         database: str = DEFAULT_DATABASE,
         read_level: ReadLevel = ReadLevel.INDEX_AND_WAL,
     ) -> SearchResult:
-        raise unsupported("Search")
+        return await self._run(requests.search(collection_id, searches))
 
     @override
     async def _fork(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
-from chromadb.api.types import Embeddings, GetResult, Include, QueryResult
+from chromadb.api.types import Embeddings, GetResult, Include, QueryResult, SearchResult
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 from numpy.typing import NDArray
 
@@ -21,6 +21,9 @@ _INCLUDE: Mapping[str, types_pb2.Include] = {
     "distances": types_pb2.INCLUDE_DISTANCES,
     "uris": types_pb2.INCLUDE_URIS,
 }
+
+_SELECTABLE = ("#document", "#embedding", "#metadata", "#score")
+"""What a search can select besides metadata keys, in the order of Chroma's Key."""
 
 
 def include_to_wire(include: Include) -> list[types_pb2.Include]:
@@ -117,6 +120,32 @@ def query_result(results: Sequence[records_pb2.QueryResult], include: Include) -
         else None,
         included=include,
     )
+
+
+def search_result(
+    results: Sequence[records_pb2.SearchResult], selects: Sequence[Sequence[str]]
+) -> SearchResult:
+    """A SearchResult as Chroma's own clients give it, with one list for each search.
+
+    A column that a search did not select is None there. `select` has its keys in Chroma's order:
+    those with a meaning before metadata keys.
+    """
+    found = SearchResult(ids=[], documents=[], embeddings=[], metadatas=[], scores=[], select=[])
+    for result, keys in zip(results, selects, strict=True):
+        records = [hit.record for hit in result.hits]
+        scores = [hit.score if hit.HasField("score") else None for hit in result.hits]
+        fields = sorted({key for key in keys if key not in _SELECTABLE})
+        found["ids"].append([record.id for record in records])
+        found["documents"].append(_documents(records) if "#document" in keys else None)
+        found["embeddings"].append(
+            [np.frombuffer(record.embedding, _FLOAT32).tolist() for record in records]
+            if "#embedding" in keys
+            else None
+        )
+        found["metadatas"].append(_metadatas(records) if "#metadata" in keys or fields else None)
+        found["scores"].append(scores if "#score" in keys else None)
+        found["select"].append([*(key for key in _SELECTABLE if key in keys), *fields])
+    return found
 
 
 def _embeddings(records: Sequence[types_pb2.Record]) -> Any:

@@ -25,7 +25,9 @@ from chromadb.api.types import (
     Include,
     QueryResult,
     Schema,
+    SearchResult,
 )
+from chromadb.execution.expression.plan import Search
 from chromadb.types import Collection as CollectionModel
 from chromadb.types import Database, Tenant, Where, WhereDocument
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
@@ -34,6 +36,7 @@ from google.protobuf.message import Message
 from chroma_router import columns
 from chroma_router.errors import InvalidArgumentError
 from chroma_router.retry import Repeat
+from chroma_router.searches import fill_search
 from chroma_router.v1 import catalog_pb2, cluster_pb2, records_pb2, types_pb2
 from chroma_router.wire.records import metadata_from_wire, metadata_to_wire
 
@@ -42,6 +45,9 @@ PLACEMENT_KEY = "placement:shards"
 
 MAX_QUERY_EMBEDDINGS = 1_000
 """Query embeddings in one QueryRequest; more go in several."""
+
+MAX_SEARCHES = 100
+"""Searches in one SearchRequest; more go in several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,7 @@ DELETE = Method("RecordService", "Delete", write=True)
 GET = Method("RecordService", "Get")
 QUERY = Method("RecordService", "Query")
 COUNT = Method("RecordService", "Count")
+SEARCH = Method("RecordService", "Search")
 CREATE_TENANT = Method("CatalogService", "CreateTenant", Repeat.IF_UNTRIED)
 GET_TENANT = Method("CatalogService", "GetTenant")
 CREATE_DATABASE = Method("CatalogService", "CreateDatabase", Repeat.IF_UNTRIED)
@@ -401,6 +408,23 @@ def query(
         answer = yield Call(QUERY, request)
         results.extend(answer.results)
     return columns.query_result(results, include)
+
+
+def search(collection_id: UUID, searches: Sequence[Search]) -> Operation[SearchResult]:
+    """Ranks records, by more searches than one request takes in several requests."""
+    payloads = [search.to_dict() for search in searches]
+    messages: list[records_pb2.Search] = []
+    for payload in payloads:
+        messages.append(records_pb2.Search())
+        fill_search(messages[-1], payload, _json)
+    results: list[records_pb2.SearchResult] = []
+    answer: records_pb2.SearchResponse
+    for first in range(0, len(messages), MAX_SEARCHES):
+        request = records_pb2.SearchRequest(searches=messages[first : first + MAX_SEARCHES])
+        request.collection.id = str(collection_id)
+        answer = yield Call(SEARCH, request)
+        results.extend(answer.results)
+    return columns.search_result(results, [payload["select"]["keys"] for payload in payloads])
 
 
 def _filter(
