@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from chroma_router.v1 import types_pb2 as chroma__router_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63hroma_router/v1/views.proto\x12\x10\x63hroma_router.v1\x1a\x1c\x63hroma_router/v1/types.proto\"l\n\x10WriteRequestView\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12\x0f\n\x07records\x18\x02 \x03(\x0c\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"i\n\x0fGetResponseView\x12\x0f\n\x07records\x18\x01 \x03(\x0c\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12,\n\x08\x63overage\x18\x03 \x01(\x0b\x32\x1a.chroma_router.v1.Coverage\"3\n\x10ScanResponseView\x12\x0f\n\x07records\x18\x01 \x03(\x0c\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"\x1f\n\x0fQueryResultView\x12\x0c\n\x04hits\x18\x01 \x03(\x0c\"u\n\x11QueryResponseView\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.chroma_router.v1.QueryResultView\x12,\n\x08\x63overage\x18\x02 \x01(\x0b\x32\x1a.chroma_router.v1.Coverage\"=\n\rSearchHitView\x12\x0e\n\x06record\x18\x01 \x01(\x0c\x12\x12\n\x05score\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\x08\n\x06_score\"A\n\x10SearchResultView\x12-\n\x04hits\x18\x01 \x03(\x0b\x32\x1f.chroma_router.v1.SearchHitView\"w\n\x12SearchResponseView\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".chroma_router.v1.SearchResultView\x12,\n\x08\x63overage\x18\x02 \x01(\x0b\x32\x1a.chroma_router.v1.Coverageb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63hroma_router/v1/views.proto\x12\x10\x63hroma_router.v1\x1a\x1c\x63hroma_router/v1/types.proto\"l\n\x10WriteRequestView\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12\x0f\n\x07records\x18\x02 \x03(\x0c\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"i\n\x0fGetResponseView\x12\x0f\n\x07records\x18\x01 \x03(\x0c\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12,\n\x08\x63overage\x18\x03 \x01(\x0b\x32\x1a.chroma_router.v1.Coverage\"3\n\x10ScanResponseView\x12\x0f\n\x07records\x18\x01 \x03(\x0c\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"\x1f\n\x0fQueryResultView\x12\x0c\n\x04hits\x18\x01 \x03(\x0c\"u\n\x11QueryResponseView\x12\x32\n\x07results\x18\x01 \x03(\x0b\x32!.chroma_router.v1.QueryResultView\x12,\n\x08\x63overage\x18\x02 \x01(\x0b\x32\x1a.chroma_router.v1.Coverage\"M\n\rSearchHitView\x12\x13\n\x06record\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x12\n\x05score\x18\x02 \x01(\x02H\x01\x88\x01\x01\x42\t\n\x07_recordB\x08\n\x06_score\"A\n\x10SearchResultView\x12-\n\x04hits\x18\x01 \x03(\x0b\x32\x1f.chroma_router.v1.SearchHitView\"w\n\x12SearchResponseView\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".chroma_router.v1.SearchResultView\x12,\n\x08\x63overage\x18\x02 \x01(\x0b\x32\x1a.chroma_router.v1.Coverageb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,9 +43,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_QUERYRESPONSEVIEW']._serialized_start=383
   _globals['_QUERYRESPONSEVIEW']._serialized_end=500
   _globals['_SEARCHHITVIEW']._serialized_start=502
-  _globals['_SEARCHHITVIEW']._serialized_end=563
-  _globals['_SEARCHRESULTVIEW']._serialized_start=565
-  _globals['_SEARCHRESULTVIEW']._serialized_end=630
-  _globals['_SEARCHRESPONSEVIEW']._serialized_start=632
-  _globals['_SEARCHRESPONSEVIEW']._serialized_end=751
+  _globals['_SEARCHHITVIEW']._serialized_end=579
+  _globals['_SEARCHRESULTVIEW']._serialized_start=581
+  _globals['_SEARCHRESULTVIEW']._serialized_end=646
+  _globals['_SEARCHRESPONSEVIEW']._serialized_start=648
+  _globals['_SEARCHRESPONSEVIEW']._serialized_end=767
 # @@protoc_insertion_point(module_scope)

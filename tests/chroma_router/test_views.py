@@ -46,6 +46,17 @@ _HITS = st.builds(
     shard=_TEXT,
 )
 _RESULTS = st.builds(records_pb2.QueryResult, hits=st.lists(_HITS, max_size=4))
+_FOUND = st.builds(
+    records_pb2.SearchResult,
+    hits=st.lists(
+        st.builds(
+            records_pb2.SearchHit,
+            record=_RECORDS,
+            score=st.none() | st.floats(width=32, allow_nan=False),
+        ),
+        max_size=4,
+    ),
+)
 
 WRITES: list[type[Message]] = [
     records_pb2.AddRequest,
@@ -58,6 +69,9 @@ PAIRS: list[tuple[type[Message], type[Message]]] = [
     (views_pb2.ScanResponseView, records_pb2.ScanResponse),
     (views_pb2.QueryResultView, records_pb2.QueryResult),
     (views_pb2.QueryResponseView, records_pb2.QueryResponse),
+    (views_pb2.SearchHitView, records_pb2.SearchHit),
+    (views_pb2.SearchResultView, records_pb2.SearchResult),
+    (views_pb2.SearchResponseView, records_pb2.SearchResponse),
 ]
 
 
@@ -117,6 +131,16 @@ def test_query_responses(results: list[records_pb2.QueryResult]) -> None:
         ]
     )
     assert records_pb2.QueryResponse.FromString(made.SerializeToString()) == message
+
+
+@given(st.lists(_FOUND, max_size=3))
+def test_search_responses(results: list[records_pb2.SearchResult]) -> None:
+    message = records_pb2.SearchResponse(results=results)
+    seen = _there_and_back(message, views_pb2.SearchResponseView)
+    for result, view in zip(results, seen.results, strict=True):
+        for hit, part in zip(result.hits, view.hits, strict=True):
+            assert types_pb2.Record.FromString(part.record) == hit.record
+            assert (part.HasField("score"), part.score) == (hit.HasField("score"), hit.score)
 
 
 @pytest.mark.parametrize(("view", "message"), PAIRS)
