@@ -81,8 +81,8 @@ class _Answer:
         attempts = 0
         while True:
             missing = len(self._call.missing)
-            ranked, reads = await self._ranked()
-            if len(self._call.missing) > missing and reads > 1:
+            ranked, in_one_read = await self._ranked()
+            if len(self._call.missing) > missing and not in_one_read:
                 continue
             missing = len(self._call.missing)
             hits = [
@@ -98,8 +98,8 @@ class _Answer:
             if complete or attempts == ATTEMPTS:
                 return results
 
-    async def _ranked(self) -> tuple[list[list[Scored]], int]:
-        """The ranked candidates of each search, and how many reads that took."""
+    async def _ranked(self) -> tuple[list[list[Scored]], bool]:
+        """The ranked candidates of each search, and whether all of them came from one round."""
         ranked: list[list[Scored]] = [[] for _ in self._searches]
         groups: dict[tuple[bytes, int], list[tuple[int, int, Knn]]] = {}
         found: list[list[Sequence[Scored]]] = [[()] * len(s.knns) for s in self._searches]
@@ -125,7 +125,7 @@ class _Answer:
         for index, search in enumerate(self._searches):
             if search.rank is not None:
                 ranked[index] = await _scored(search, found[index])
-        return ranked, len(reads)
+        return ranked, len(groups) == len(reads) == 1
 
     async def _nearest(self, search: Search, knns: Sequence[Knn]) -> list[list[Scored]]:
         """The candidates of nearest-neighbour parts with one filter and one limit."""
