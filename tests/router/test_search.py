@@ -234,6 +234,22 @@ async def test_a_shard_that_goes_away_between_two_reads(tmp_path: Path) -> None:
         assert len(first.requests("ShardQuery")) == 1, "it is not asked again"
 
 
+async def test_a_shard_that_goes_away_when_groups_are_made(tmp_path: Path) -> None:
+    async with rig(tmp_path) as router:
+        entry = await collection(router)
+        (a,), (b,) = (ids_on(entry.slot_map, shard, 1) for shard in TWO)
+        first, second = (router.shards[name] for name in TWO)
+        first.then("ShardQuery", nearest({ROW: [(1.0, a)]}))
+        second.then("ShardQuery", *[nearest({ROW: [(2.0, b)]})] * 2)
+        first.then("ShardGet", away())
+        second.then("ShardGet", *[holding(b)] * 2)
+        group = {"keys": ["k"], "order_by": ["#score"], "keep": 1}
+        search = {"rank": knn(return_rank=True), "group_by": group, "select": ["#score"]}
+        answer = await searched(router, entry, search, partial=True)
+        assert ids(answer) == [[b]]
+        assert answer.results[0].hits[0].score == 0, "ranked without the missing shard's records"
+
+
 async def test_a_shard_that_is_away_for_one_of_several_queries(tmp_path: Path) -> None:
     async with rig(tmp_path) as router:
         entry = await collection(router)
