@@ -7,7 +7,10 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+PIP_OPTIONS := --disable-pip-version-check --no-input
+PIP := $(BIN)/python -m pip $(PIP_OPTIONS)
+EXAMPLES_VENV := .venv-examples
+EXAMPLES_PIP := $(EXAMPLES_VENV)/bin/python -m pip $(PIP_OPTIONS)
 ARGS ?=
 
 PACKAGES := chroma_router router shard_node
@@ -33,19 +36,34 @@ $(VENV)/.project-stamp: $(VENV)/.lock-stamp pyproject.toml
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# The examples need frameworks that the project itself does not: they have an environment of their own.
+$(EXAMPLES_VENV)/.lock-stamp: examples/requirements.lock | $(VENV)/.lock-stamp
+	$(PYTHON) -m venv $(EXAMPLES_VENV)
+	$(EXAMPLES_PIP) install --quiet --no-compile --require-hashes -r examples/requirements.lock
+	@touch $@
+
+$(EXAMPLES_VENV)/.project-stamp: $(EXAMPLES_VENV)/.lock-stamp pyproject.toml
+	$(EXAMPLES_PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Writes the lock $(2) of the requirements $(1): with hashes, and without a place of this machine.
+define compile
+	.lock-venv/bin/uv pip compile $(1) --universal --python-version 3.11 --fork-strategy fewest \
+		--generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command "make lock" --quiet --output-file $(2) $(ARGS)
+	@sed -e "s/ ; python_full_version < '3.15' and (sys_platform == 'darwin' or sys_platform == 'linux') / /" \
+		-e "s/ ; python_full_version < '3.15' and / ; /" $(2) > $(2).tmp
+	@mv $(2).tmp $(2)
+	@! grep -nE '://|^-|file:' $(2) || { echo "$(2) names a place of this machine" >&2; exit 1; }
+endef
+
 .PHONY: lock
-lock: ## resolve the dependencies anew into requirements.lock (ARGS=--upgrade takes newer versions)
+lock: ## resolve the dependencies anew into the lock files (ARGS=--upgrade takes newer versions)
 	$(PYTHON) -m venv .lock-venv
 	.lock-venv/bin/python -m pip --disable-pip-version-check install --quiet uv
-	.lock-venv/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
-		--fork-strategy fewest --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
-		--custom-compile-command "make lock" --quiet --output-file requirements.lock $(ARGS)
+	$(call compile,pyproject.toml --group dev,requirements.lock)
+	$(call compile,pyproject.toml examples/requirements.in --constraints requirements.lock,examples/requirements.lock)
 	rm -rf .lock-venv
-	@sed -e "s/ ; python_full_version < '3.15' and (sys_platform == 'darwin' or sys_platform == 'linux') / /" \
-		-e "s/ ; python_full_version < '3.15' and / ; /" requirements.lock > requirements.lock.tmp
-	@mv requirements.lock.tmp requirements.lock
-	@! grep -nE '://|^-|file:' requirements.lock || \
-		{ echo "requirements.lock names a place of this machine" >&2; exit 1; }
 
 # --- checks --------------------------------------------------------------------------------------
 
@@ -100,11 +118,15 @@ test-unit: venv ## the tests that start no process or server
 demo: venv ## three shards, real documents, a few questions; no download
 	$(BIN)/chroma-router demo $(ARGS)
 
+.PHONY: examples
+examples: venv $(EXAMPLES_VENV)/.project-stamp ## run examples/ against a fresh cluster (ARGS="haystack_store node" chooses some)
+	$(BIN)/python -m tools.run_examples --python $(EXAMPLES_VENV)/bin/python $(ARGS)
+
 .PHONY: proto
 proto: venv ## generate chroma_router/v1 from proto/
 	$(BIN)/python tools/gen_proto.py
 
 .PHONY: clean
-clean: ## remove .venv, caches and build results
-	rm -rf $(VENV) .lock-venv requirements.lock.tmp build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean: ## remove the environments, caches and build results
+	rm -rf $(VENV) $(EXAMPLES_VENV) examples/node/node_modules .lock-venv *.lock.tmp examples/*.lock.tmp build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Tools of the repository, each run as `python tools/NAME.py` or `python -m tools.NAME`."""
