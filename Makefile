@@ -68,7 +68,7 @@ lock: ## resolve the dependencies anew into the lock files (ARGS=--upgrade takes
 # --- checks --------------------------------------------------------------------------------------
 
 .PHONY: check
-check: lint types imports proto-lint proto-breaking proto-check ## all static checks: what CI runs before the tests
+check: lint types imports proto-lint proto-breaking proto-check reference-check ## all static checks: what CI runs before the tests
 
 .PHONY: lint
 lint: venv ## ruff: rules and format
@@ -95,6 +95,10 @@ proto-breaking: venv ## buf: no breaking change of the contract (ARGS=commit cho
 .PHONY: proto-check
 proto-check: venv ## the generated code agrees with proto/
 	$(BIN)/python tools/gen_proto.py --check
+
+.PHONY: reference-check
+reference-check: venv ## docs/REFERENCE.md agrees with proto/
+	$(BIN)/python -m tools.gen_reference --check
 
 .PHONY: fmt
 fmt: venv ## format Python and the contract, mend what ruff can mend
@@ -125,6 +129,10 @@ examples: venv $(EXAMPLES_VENV)/.project-stamp ## run examples/ against a fresh 
 .PHONY: proto
 proto: venv ## generate chroma_router/v1 from proto/
 	$(BIN)/python tools/gen_proto.py
+
+.PHONY: reference
+reference: venv ## write docs/REFERENCE.md from the comments of proto/
+	$(BIN)/python -m tools.gen_reference
 
 .PHONY: clean
 clean: ## remove the environments, caches and build results

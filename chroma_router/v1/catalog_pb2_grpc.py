@@ -105,6 +105,8 @@ class CatalogServiceServicer:
 
     def CreateTenant(self, request, context):
         """Makes a tenant.
+
+        Errors: ALREADY_EXISTS (TENANT_EXISTS).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,6 +114,8 @@ class CatalogServiceServicer:
 
     def GetTenant(self, request, context):
         """Finds a tenant.
+
+        Errors: NOT_FOUND (TENANT_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,6 +123,8 @@ class CatalogServiceServicer:
 
     def CreateDatabase(self, request, context):
         """Makes a database.
+
+        Errors: NOT_FOUND (TENANT_NOT_FOUND), ALREADY_EXISTS (DATABASE_EXISTS).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,6 +132,8 @@ class CatalogServiceServicer:
 
     def GetDatabase(self, request, context):
         """Finds a database.
+
+        Errors: NOT_FOUND (DATABASE_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,6 +141,8 @@ class CatalogServiceServicer:
 
     def ListDatabases(self, request, context):
         """Lists the databases of a tenant by name.
+
+        Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,6 +150,8 @@ class CatalogServiceServicer:
 
     def DeleteDatabase(self, request, context):
         """Deletes a database with all its collections.
+
+        Errors: NOT_FOUND (DATABASE_NOT_FOUND), ABORTED (CONFLICT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,6 +159,9 @@ class CatalogServiceServicer:
 
     def CreateCollection(self, request, context):
         """Makes a collection.
+
+        Errors: NOT_FOUND (DATABASE_NOT_FOUND, COLLECTION_NOT_FOUND), ALREADY_EXISTS (COLLECTION_EXISTS),
+        FAILED_PRECONDITION (NO_SHARDS), ABORTED (CONFLICT), UNAVAILABLE (SHARD_UNAVAILABLE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -154,6 +169,8 @@ class CatalogServiceServicer:
 
     def GetCollection(self, request, context):
         """Finds a collection.
+
+        Errors: NOT_FOUND (COLLECTION_NOT_FOUND), UNAVAILABLE (SHARD_UNAVAILABLE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,6 +178,8 @@ class CatalogServiceServicer:
 
     def ListCollections(self, request, context):
         """Lists the collections of a database by UUID.
+
+        Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -168,6 +187,8 @@ class CatalogServiceServicer:
 
     def CountCollections(self, request, context):
         """Counts the collections of a database.
+
+        Errors: none of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,6 +196,9 @@ class CatalogServiceServicer:
 
     def UpdateCollection(self, request, context):
         """Changes name, metadata or configuration of a collection.
+
+        Errors: NOT_FOUND (COLLECTION_NOT_FOUND), ALREADY_EXISTS (COLLECTION_EXISTS), ABORTED (CONFLICT),
+        UNAVAILABLE (SHARD_UNAVAILABLE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -182,6 +206,8 @@ class CatalogServiceServicer:
 
     def DeleteCollection(self, request, context):
         """Deletes a collection with all its records.
+
+        Errors: NOT_FOUND (COLLECTION_NOT_FOUND), UNAVAILABLE (SHARD_UNAVAILABLE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

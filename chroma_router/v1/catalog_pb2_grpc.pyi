@@ -36,29 +36,67 @@ class CatalogServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CatalogServiceAsyncStub: ...
     CreateTenant: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.CreateTenantRequest, _catalog_pb2.CreateTenantResponse]
-    """Makes a tenant."""
+    """Makes a tenant.
+
+    Errors: ALREADY_EXISTS (TENANT_EXISTS).
+    """
     GetTenant: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetTenantRequest, _catalog_pb2.GetTenantResponse]
-    """Finds a tenant."""
+    """Finds a tenant.
+
+    Errors: NOT_FOUND (TENANT_NOT_FOUND).
+    """
     CreateDatabase: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.CreateDatabaseRequest, _catalog_pb2.CreateDatabaseResponse]
-    """Makes a database."""
+    """Makes a database.
+
+    Errors: NOT_FOUND (TENANT_NOT_FOUND), ALREADY_EXISTS (DATABASE_EXISTS).
+    """
     GetDatabase: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetDatabaseRequest, _catalog_pb2.GetDatabaseResponse]
-    """Finds a database."""
+    """Finds a database.
+
+    Errors: NOT_FOUND (DATABASE_NOT_FOUND).
+    """
     ListDatabases: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ListDatabasesRequest, _catalog_pb2.ListDatabasesResponse]
-    """Lists the databases of a tenant by name."""
+    """Lists the databases of a tenant by name.
+
+    Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE).
+    """
     DeleteDatabase: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.DeleteDatabaseRequest, _catalog_pb2.DeleteDatabaseResponse]
-    """Deletes a database with all its collections."""
+    """Deletes a database with all its collections.
+
+    Errors: NOT_FOUND (DATABASE_NOT_FOUND), ABORTED (CONFLICT).
+    """
     CreateCollection: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.CreateCollectionRequest, _catalog_pb2.CreateCollectionResponse]
-    """Makes a collection."""
+    """Makes a collection.
+
+    Errors: NOT_FOUND (DATABASE_NOT_FOUND, COLLECTION_NOT_FOUND), ALREADY_EXISTS (COLLECTION_EXISTS),
+    FAILED_PRECONDITION (NO_SHARDS), ABORTED (CONFLICT), UNAVAILABLE (SHARD_UNAVAILABLE).
+    """
     GetCollection: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.GetCollectionRequest, _catalog_pb2.GetCollectionResponse]
-    """Finds a collection."""
+    """Finds a collection.
+
+    Errors: NOT_FOUND (COLLECTION_NOT_FOUND), UNAVAILABLE (SHARD_UNAVAILABLE).
+    """
     ListCollections: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ListCollectionsRequest, _catalog_pb2.ListCollectionsResponse]
-    """Lists the collections of a database by UUID."""
+    """Lists the collections of a database by UUID.
+
+    Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE).
+    """
     CountCollections: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.CountCollectionsRequest, _catalog_pb2.CountCollectionsResponse]
-    """Counts the collections of a database."""
+    """Counts the collections of a database.
+
+    Errors: none of its own.
+    """
     UpdateCollection: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.UpdateCollectionRequest, _catalog_pb2.UpdateCollectionResponse]
-    """Changes name, metadata or configuration of a collection."""
+    """Changes name, metadata or configuration of a collection.
+
+    Errors: NOT_FOUND (COLLECTION_NOT_FOUND), ALREADY_EXISTS (COLLECTION_EXISTS), ABORTED (CONFLICT),
+    UNAVAILABLE (SHARD_UNAVAILABLE).
+    """
     DeleteCollection: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.DeleteCollectionRequest, _catalog_pb2.DeleteCollectionResponse]
-    """Deletes a collection with all its records."""
+    """Deletes a collection with all its records.
+
+    Errors: NOT_FOUND (COLLECTION_NOT_FOUND), UNAVAILABLE (SHARD_UNAVAILABLE).
+    """
 
 @_typing.type_check_only
 class CatalogServiceAsyncStub(CatalogServiceStub):
@@ -68,29 +106,67 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTenant: _aio.UnaryUnaryMultiCallable[_catalog_pb2.CreateTenantRequest, _catalog_pb2.CreateTenantResponse]  # type: ignore[assignment]
-    """Makes a tenant."""
+    """Makes a tenant.
+
+    Errors: ALREADY_EXISTS (TENANT_EXISTS).
+    """
     GetTenant: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetTenantRequest, _catalog_pb2.GetTenantResponse]  # type: ignore[assignment]
-    """Finds a tenant."""
+    """Finds a tenant.
+
+    Errors: NOT_FOUND (TENANT_NOT_FOUND).
+    """
     CreateDatabase: _aio.UnaryUnaryMultiCallable[_catalog_pb2.CreateDatabaseRequest, _catalog_pb2.CreateDatabaseResponse]  # type: ignore[assignment]
-    """Makes a database."""
+    """Makes a database.
+
+    Errors: NOT_FOUND (TENANT_NOT_FOUND), ALREADY_EXISTS (DATABASE_EXISTS).
+    """
     GetDatabase: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetDatabaseRequest, _catalog_pb2.GetDatabaseResponse]  # type: ignore[assignment]
-    """Finds a database."""
+    """Finds a database.
+
+    Errors: NOT_FOUND (DATABASE_NOT_FOUND).
+    """
     ListDatabases: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ListDatabasesRequest, _catalog_pb2.ListDatabasesResponse]  # type: ignore[assignment]
-    """Lists the databases of a tenant by name."""
+    """Lists the databases of a tenant by name.
+
+    Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE).
+    """
     DeleteDatabase: _aio.UnaryUnaryMultiCallable[_catalog_pb2.DeleteDatabaseRequest, _catalog_pb2.DeleteDatabaseResponse]  # type: ignore[assignment]
-    """Deletes a database with all its collections."""
+    """Deletes a database with all its collections.
+
+    Errors: NOT_FOUND (DATABASE_NOT_FOUND), ABORTED (CONFLICT).
+    """
     CreateCollection: _aio.UnaryUnaryMultiCallable[_catalog_pb2.CreateCollectionRequest, _catalog_pb2.CreateCollectionResponse]  # type: ignore[assignment]
-    """Makes a collection."""
+    """Makes a collection.
+
+    Errors: NOT_FOUND (DATABASE_NOT_FOUND, COLLECTION_NOT_FOUND), ALREADY_EXISTS (COLLECTION_EXISTS),
+    FAILED_PRECONDITION (NO_SHARDS), ABORTED (CONFLICT), UNAVAILABLE (SHARD_UNAVAILABLE).
+    """
     GetCollection: _aio.UnaryUnaryMultiCallable[_catalog_pb2.GetCollectionRequest, _catalog_pb2.GetCollectionResponse]  # type: ignore[assignment]
-    """Finds a collection."""
+    """Finds a collection.
+
+    Errors: NOT_FOUND (COLLECTION_NOT_FOUND), UNAVAILABLE (SHARD_UNAVAILABLE).
+    """
     ListCollections: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ListCollectionsRequest, _catalog_pb2.ListCollectionsResponse]  # type: ignore[assignment]
-    """Lists the collections of a database by UUID."""
+    """Lists the collections of a database by UUID.
+
+    Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE).
+    """
     CountCollections: _aio.UnaryUnaryMultiCallable[_catalog_pb2.CountCollectionsRequest, _catalog_pb2.CountCollectionsResponse]  # type: ignore[assignment]
-    """Counts the collections of a database."""
+    """Counts the collections of a database.
+
+    Errors: none of its own.
+    """
     UpdateCollection: _aio.UnaryUnaryMultiCallable[_catalog_pb2.UpdateCollectionRequest, _catalog_pb2.UpdateCollectionResponse]  # type: ignore[assignment]
-    """Changes name, metadata or configuration of a collection."""
+    """Changes name, metadata or configuration of a collection.
+
+    Errors: NOT_FOUND (COLLECTION_NOT_FOUND), ALREADY_EXISTS (COLLECTION_EXISTS), ABORTED (CONFLICT),
+    UNAVAILABLE (SHARD_UNAVAILABLE).
+    """
     DeleteCollection: _aio.UnaryUnaryMultiCallable[_catalog_pb2.DeleteCollectionRequest, _catalog_pb2.DeleteCollectionResponse]  # type: ignore[assignment]
-    """Deletes a collection with all its records."""
+    """Deletes a collection with all its records.
+
+    Errors: NOT_FOUND (COLLECTION_NOT_FOUND), UNAVAILABLE (SHARD_UNAVAILABLE).
+    """
 
 class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
     """What exists: tenants hold databases, databases hold collections. All of it lives in the catalog and
@@ -103,7 +179,10 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.CreateTenantRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.CreateTenantResponse, _abc.Awaitable[_catalog_pb2.CreateTenantResponse]]:
-        """Makes a tenant."""
+        """Makes a tenant.
+
+        Errors: ALREADY_EXISTS (TENANT_EXISTS).
+        """
 
     @_abc_1.abstractmethod
     def GetTenant(
@@ -111,7 +190,10 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.GetTenantRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.GetTenantResponse, _abc.Awaitable[_catalog_pb2.GetTenantResponse]]:
-        """Finds a tenant."""
+        """Finds a tenant.
+
+        Errors: NOT_FOUND (TENANT_NOT_FOUND).
+        """
 
     @_abc_1.abstractmethod
     def CreateDatabase(
@@ -119,7 +201,10 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.CreateDatabaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.CreateDatabaseResponse, _abc.Awaitable[_catalog_pb2.CreateDatabaseResponse]]:
-        """Makes a database."""
+        """Makes a database.
+
+        Errors: NOT_FOUND (TENANT_NOT_FOUND), ALREADY_EXISTS (DATABASE_EXISTS).
+        """
 
     @_abc_1.abstractmethod
     def GetDatabase(
@@ -127,7 +212,10 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.GetDatabaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.GetDatabaseResponse, _abc.Awaitable[_catalog_pb2.GetDatabaseResponse]]:
-        """Finds a database."""
+        """Finds a database.
+
+        Errors: NOT_FOUND (DATABASE_NOT_FOUND).
+        """
 
     @_abc_1.abstractmethod
     def ListDatabases(
@@ -135,7 +223,10 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.ListDatabasesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.ListDatabasesResponse, _abc.Awaitable[_catalog_pb2.ListDatabasesResponse]]:
-        """Lists the databases of a tenant by name."""
+        """Lists the databases of a tenant by name.
+
+        Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE).
+        """
 
     @_abc_1.abstractmethod
     def DeleteDatabase(
@@ -143,7 +234,10 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.DeleteDatabaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.DeleteDatabaseResponse, _abc.Awaitable[_catalog_pb2.DeleteDatabaseResponse]]:
-        """Deletes a database with all its collections."""
+        """Deletes a database with all its collections.
+
+        Errors: NOT_FOUND (DATABASE_NOT_FOUND), ABORTED (CONFLICT).
+        """
 
     @_abc_1.abstractmethod
     def CreateCollection(
@@ -151,7 +245,11 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.CreateCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.CreateCollectionResponse, _abc.Awaitable[_catalog_pb2.CreateCollectionResponse]]:
-        """Makes a collection."""
+        """Makes a collection.
+
+        Errors: NOT_FOUND (DATABASE_NOT_FOUND, COLLECTION_NOT_FOUND), ALREADY_EXISTS (COLLECTION_EXISTS),
+        FAILED_PRECONDITION (NO_SHARDS), ABORTED (CONFLICT), UNAVAILABLE (SHARD_UNAVAILABLE).
+        """
 
     @_abc_1.abstractmethod
     def GetCollection(
@@ -159,7 +257,10 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.GetCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.GetCollectionResponse, _abc.Awaitable[_catalog_pb2.GetCollectionResponse]]:
-        """Finds a collection."""
+        """Finds a collection.
+
+        Errors: NOT_FOUND (COLLECTION_NOT_FOUND), UNAVAILABLE (SHARD_UNAVAILABLE).
+        """
 
     @_abc_1.abstractmethod
     def ListCollections(
@@ -167,7 +268,10 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.ListCollectionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.ListCollectionsResponse, _abc.Awaitable[_catalog_pb2.ListCollectionsResponse]]:
-        """Lists the collections of a database by UUID."""
+        """Lists the collections of a database by UUID.
+
+        Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE).
+        """
 
     @_abc_1.abstractmethod
     def CountCollections(
@@ -175,7 +279,10 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.CountCollectionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.CountCollectionsResponse, _abc.Awaitable[_catalog_pb2.CountCollectionsResponse]]:
-        """Counts the collections of a database."""
+        """Counts the collections of a database.
+
+        Errors: none of its own.
+        """
 
     @_abc_1.abstractmethod
     def UpdateCollection(
@@ -183,7 +290,11 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.UpdateCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.UpdateCollectionResponse, _abc.Awaitable[_catalog_pb2.UpdateCollectionResponse]]:
-        """Changes name, metadata or configuration of a collection."""
+        """Changes name, metadata or configuration of a collection.
+
+        Errors: NOT_FOUND (COLLECTION_NOT_FOUND), ALREADY_EXISTS (COLLECTION_EXISTS), ABORTED (CONFLICT),
+        UNAVAILABLE (SHARD_UNAVAILABLE).
+        """
 
     @_abc_1.abstractmethod
     def DeleteCollection(
@@ -191,6 +302,9 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.DeleteCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.DeleteCollectionResponse, _abc.Awaitable[_catalog_pb2.DeleteCollectionResponse]]:
-        """Deletes a collection with all its records."""
+        """Deletes a collection with all its records.
+
+        Errors: NOT_FOUND (COLLECTION_NOT_FOUND), UNAVAILABLE (SHARD_UNAVAILABLE).
+        """
 
 def add_CatalogServiceServicer_to_server(servicer: CatalogServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

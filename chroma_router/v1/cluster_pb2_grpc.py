@@ -63,6 +63,8 @@ class ClusterServiceServicer:
 
     def GetVersion(self, request, context):
         """Answers at once, without asking any shard.
+
+        Errors: none of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,6 +72,8 @@ class ClusterServiceServicer:
 
     def GetStatus(self, request, context):
         """Tells how the cluster is; asks every shard, each for at most two seconds.
+
+        Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,6 +81,8 @@ class ClusterServiceServicer:
 
     def ListShards(self, request, context):
         """Tells how the shards are; asks every shard, each for at most two seconds.
+
+        Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,6 +91,8 @@ class ClusterServiceServicer:
     def Reset(self, request, context):
         """Deletes all tenants, databases, collections and records. Refused with FAILED_PRECONDITION unless
         the router runs with CHROMA_ROUTER_ALLOW_RESET=true.
+
+        Errors: FAILED_PRECONDITION (RESET_DISABLED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

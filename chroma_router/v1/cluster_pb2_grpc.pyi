@@ -34,14 +34,25 @@ class ClusterServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ClusterServiceAsyncStub: ...
     GetVersion: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.GetVersionRequest, _cluster_pb2.GetVersionResponse]
-    """Answers at once, without asking any shard."""
+    """Answers at once, without asking any shard.
+
+    Errors: none of its own.
+    """
     GetStatus: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.GetStatusRequest, _cluster_pb2.GetStatusResponse]
-    """Tells how the cluster is; asks every shard, each for at most two seconds."""
+    """Tells how the cluster is; asks every shard, each for at most two seconds.
+
+    Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE).
+    """
     ListShards: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ListShardsRequest, _cluster_pb2.ListShardsResponse]
-    """Tells how the shards are; asks every shard, each for at most two seconds."""
+    """Tells how the shards are; asks every shard, each for at most two seconds.
+
+    Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE).
+    """
     Reset: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ResetRequest, _cluster_pb2.ResetResponse]
     """Deletes all tenants, databases, collections and records. Refused with FAILED_PRECONDITION unless
     the router runs with CHROMA_ROUTER_ALLOW_RESET=true.
+
+    Errors: FAILED_PRECONDITION (RESET_DISABLED).
     """
 
 @_typing.type_check_only
@@ -50,14 +61,25 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetVersion: _aio.UnaryUnaryMultiCallable[_cluster_pb2.GetVersionRequest, _cluster_pb2.GetVersionResponse]  # type: ignore[assignment]
-    """Answers at once, without asking any shard."""
+    """Answers at once, without asking any shard.
+
+    Errors: none of its own.
+    """
     GetStatus: _aio.UnaryUnaryMultiCallable[_cluster_pb2.GetStatusRequest, _cluster_pb2.GetStatusResponse]  # type: ignore[assignment]
-    """Tells how the cluster is; asks every shard, each for at most two seconds."""
+    """Tells how the cluster is; asks every shard, each for at most two seconds.
+
+    Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE).
+    """
     ListShards: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ListShardsRequest, _cluster_pb2.ListShardsResponse]  # type: ignore[assignment]
-    """Tells how the shards are; asks every shard, each for at most two seconds."""
+    """Tells how the shards are; asks every shard, each for at most two seconds.
+
+    Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE).
+    """
     Reset: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ResetRequest, _cluster_pb2.ResetResponse]  # type: ignore[assignment]
     """Deletes all tenants, databases, collections and records. Refused with FAILED_PRECONDITION unless
     the router runs with CHROMA_ROUTER_ALLOW_RESET=true.
+
+    Errors: FAILED_PRECONDITION (RESET_DISABLED).
     """
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -69,7 +91,10 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_pb2.GetVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.GetVersionResponse, _abc.Awaitable[_cluster_pb2.GetVersionResponse]]:
-        """Answers at once, without asking any shard."""
+        """Answers at once, without asking any shard.
+
+        Errors: none of its own.
+        """
 
     @_abc_1.abstractmethod
     def GetStatus(
@@ -77,7 +102,10 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.GetStatusResponse, _abc.Awaitable[_cluster_pb2.GetStatusResponse]]:
-        """Tells how the cluster is; asks every shard, each for at most two seconds."""
+        """Tells how the cluster is; asks every shard, each for at most two seconds.
+
+        Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE).
+        """
 
     @_abc_1.abstractmethod
     def ListShards(
@@ -85,7 +113,10 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_pb2.ListShardsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.ListShardsResponse, _abc.Awaitable[_cluster_pb2.ListShardsResponse]]:
-        """Tells how the shards are; asks every shard, each for at most two seconds."""
+        """Tells how the shards are; asks every shard, each for at most two seconds.
+
+        Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE).
+        """
 
     @_abc_1.abstractmethod
     def Reset(
@@ -95,6 +126,8 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cluster_pb2.ResetResponse, _abc.Awaitable[_cluster_pb2.ResetResponse]]:
         """Deletes all tenants, databases, collections and records. Refused with FAILED_PRECONDITION unless
         the router runs with CHROMA_ROUTER_ALLOW_RESET=true.
+
+        Errors: FAILED_PRECONDITION (RESET_DISABLED).
         """
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -30,7 +30,11 @@ class RecordServiceStub:
 
     Writes are acknowledged when every shard they touch has applied them durably. A write carries a
     request id; repeated with the same id within the retry window (default 15 minutes) it takes effect
-    once. Errors of all calls carry ids: see types.proto. AddRequest, UpsertRequest and UpdateRequest have one layout on the wire.
+    once. Errors of all calls carry ids: see types.proto. AddRequest, UpsertRequest and UpdateRequest have
+    one layout on the wire.
+
+    Errors of every call of this service: NOT_FOUND (COLLECTION_NOT_FOUND), FAILED_PRECONDITION
+    (CATALOG_BEHIND, WRONG_CLUSTER, WRONG_SHARD, PROTOCOL_MISMATCH), UNAVAILABLE (SHARD_UNAVAILABLE).
     """
 
     def __init__(self, channel):
@@ -96,11 +100,18 @@ class RecordServiceServicer:
 
     Writes are acknowledged when every shard they touch has applied them durably. A write carries a
     request id; repeated with the same id within the retry window (default 15 minutes) it takes effect
-    once. Errors of all calls carry ids: see types.proto. AddRequest, UpsertRequest and UpdateRequest have one layout on the wire.
+    once. Errors of all calls carry ids: see types.proto. AddRequest, UpsertRequest and UpdateRequest have
+    one layout on the wire.
+
+    Errors of every call of this service: NOT_FOUND (COLLECTION_NOT_FOUND), FAILED_PRECONDITION
+    (CATALOG_BEHIND, WRONG_CLUSTER, WRONG_SHARD, PROTOCOL_MISMATCH), UNAVAILABLE (SHARD_UNAVAILABLE).
     """
 
     def Add(self, request, context):
         """Adds records. An id that exists already is passed over silently; the others are added.
+
+        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS, BATCH_TOO_LARGE),
+        RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNKNOWN (UNKNOWN_OUTCOME).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,6 +120,9 @@ class RecordServiceServicer:
     def Upsert(self, request, context):
         """Adds records, or changes those that exist: embedding, document and uri are replaced when given,
         metadata is merged key by key.
+
+        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS, BATCH_TOO_LARGE),
+        RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNKNOWN (UNKNOWN_OUTCOME).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,6 +130,9 @@ class RecordServiceServicer:
 
     def Update(self, request, context):
         """Changes records that exist, as Upsert does. An id that does not exist is passed over silently.
+
+        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS, BATCH_TOO_LARGE),
+        RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNKNOWN (UNKNOWN_OUTCOME).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,6 +140,10 @@ class RecordServiceServicer:
 
     def Delete(self, request, context):
         """Deletes records by id, by condition, or by both.
+
+        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DUPLICATE_IDS, BATCH_TOO_LARGE), RESOURCE_EXHAUSTED
+        (QUEUE_FULL, ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED), UNKNOWN
+        (UNKNOWN_OUTCOME).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,6 +151,9 @@ class RecordServiceServicer:
 
     def Get(self, request, context):
         """Reads records in insertion order.
+
+        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DUPLICATE_IDS), RESOURCE_EXHAUSTED (QUEUE_FULL,
+        ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,6 +161,9 @@ class RecordServiceServicer:
 
     def Query(self, request, context):
         """Finds the records whose embeddings are nearest to each query embedding.
+
+        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS),
+        RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,6 +171,8 @@ class RecordServiceServicer:
 
     def Count(self, request, context):
         """Counts the records of a collection.
+
+        Errors: UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,6 +184,9 @@ class RecordServiceServicer:
         With a condition in the filter a record is chosen up to 100,000 records ahead of its page, which
         then has it as it is. A stream that must end early (a shard does not answer, the router is
         stopped) ends with UNAVAILABLE. It has no deadline but the client's.
+
+        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DUPLICATE_IDS), RESOURCE_EXHAUSTED (QUEUE_FULL,
+        ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,6 +198,12 @@ class RecordServiceServicer:
         same time, those that share an id in their order. The router reads on only while it has few
         unanswered batches: a client that waits for its stream to take the next message needs no other
         pacing.
+
+        What is wrong with the stream itself ends it with a status: a first message without a collection
+        that exists, a deadline, a router that shuts down. What is wrong with one batch is in its answer.
+
+        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS, BATCH_TOO_LARGE),
+        RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNKNOWN (UNKNOWN_OUTCOME).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,6 +211,10 @@ class RecordServiceServicer:
 
     def Search(self, request, context):
         """Ranks records by an expression over nearest-neighbour distances, as Chroma Cloud's search() does.
+
+        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS),
+        RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED),
+        UNIMPLEMENTED (UNSUPPORTED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -244,7 +286,11 @@ class RecordService:
 
     Writes are acknowledged when every shard they touch has applied them durably. A write carries a
     request id; repeated with the same id within the retry window (default 15 minutes) it takes effect
-    once. Errors of all calls carry ids: see types.proto. AddRequest, UpsertRequest and UpdateRequest have one layout on the wire.
+    once. Errors of all calls carry ids: see types.proto. AddRequest, UpsertRequest and UpdateRequest have
+    one layout on the wire.
+
+    Errors of every call of this service: NOT_FOUND (COLLECTION_NOT_FOUND), FAILED_PRECONDITION
+    (CATALOG_BEHIND, WRONG_CLUSTER, WRONG_SHARD, PROTOCOL_MISMATCH), UNAVAILABLE (SHARD_UNAVAILABLE).
     """
 
     @staticmethod

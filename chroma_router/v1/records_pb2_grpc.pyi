@@ -31,7 +31,11 @@ class RecordServiceStub:
 
     Writes are acknowledged when every shard they touch has applied them durably. A write carries a
     request id; repeated with the same id within the retry window (default 15 minutes) it takes effect
-    once. Errors of all calls carry ids: see types.proto. AddRequest, UpsertRequest and UpdateRequest have one layout on the wire.
+    once. Errors of all calls carry ids: see types.proto. AddRequest, UpsertRequest and UpdateRequest have
+    one layout on the wire.
+
+    Errors of every call of this service: NOT_FOUND (COLLECTION_NOT_FOUND), FAILED_PRECONDITION
+    (CATALOG_BEHIND, WRONG_CLUSTER, WRONG_SHARD, PROTOCOL_MISMATCH), UNAVAILABLE (SHARD_UNAVAILABLE).
     """
 
     @_typing.overload
@@ -39,27 +43,57 @@ class RecordServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RecordServiceAsyncStub: ...
     Add: _grpc.UnaryUnaryMultiCallable[_records_pb2.AddRequest, _records_pb2.AddResponse]
-    """Adds records. An id that exists already is passed over silently; the others are added."""
+    """Adds records. An id that exists already is passed over silently; the others are added.
+
+    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS, BATCH_TOO_LARGE),
+    RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNKNOWN (UNKNOWN_OUTCOME).
+    """
     Upsert: _grpc.UnaryUnaryMultiCallable[_records_pb2.UpsertRequest, _records_pb2.UpsertResponse]
     """Adds records, or changes those that exist: embedding, document and uri are replaced when given,
     metadata is merged key by key.
+
+    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS, BATCH_TOO_LARGE),
+    RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNKNOWN (UNKNOWN_OUTCOME).
     """
     Update: _grpc.UnaryUnaryMultiCallable[_records_pb2.UpdateRequest, _records_pb2.UpdateResponse]
-    """Changes records that exist, as Upsert does. An id that does not exist is passed over silently."""
+    """Changes records that exist, as Upsert does. An id that does not exist is passed over silently.
+
+    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS, BATCH_TOO_LARGE),
+    RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNKNOWN (UNKNOWN_OUTCOME).
+    """
     Delete: _grpc.UnaryUnaryMultiCallable[_records_pb2.DeleteRequest, _records_pb2.DeleteResponse]
-    """Deletes records by id, by condition, or by both."""
+    """Deletes records by id, by condition, or by both.
+
+    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DUPLICATE_IDS, BATCH_TOO_LARGE), RESOURCE_EXHAUSTED
+    (QUEUE_FULL, ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED), UNKNOWN
+    (UNKNOWN_OUTCOME).
+    """
     Get: _grpc.UnaryUnaryMultiCallable[_records_pb2.GetRequest, _records_pb2.GetResponse]
-    """Reads records in insertion order."""
+    """Reads records in insertion order.
+
+    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DUPLICATE_IDS), RESOURCE_EXHAUSTED (QUEUE_FULL,
+    ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
+    """
     Query: _grpc.UnaryUnaryMultiCallable[_records_pb2.QueryRequest, _records_pb2.QueryResponse]
-    """Finds the records whose embeddings are nearest to each query embedding."""
+    """Finds the records whose embeddings are nearest to each query embedding.
+
+    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS),
+    RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
+    """
     Count: _grpc.UnaryUnaryMultiCallable[_records_pb2.CountRequest, _records_pb2.CountResponse]
-    """Counts the records of a collection."""
+    """Counts the records of a collection.
+
+    Errors: UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
+    """
     Scan: _grpc.UnaryStreamMultiCallable[_records_pb2.ScanRequest, _records_pb2.ScanResponse]
     """Reads all chosen records in the order of (slot, id): a stream of pages, each with a cursor to go on
     from. A record that exists during the whole scan comes exactly once, whatever happens to others.
     With a condition in the filter a record is chosen up to 100,000 records ahead of its page, which
     then has it as it is. A stream that must end early (a shard does not answer, the router is
     stopped) ends with UNAVAILABLE. It has no deadline but the client's.
+
+    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DUPLICATE_IDS), RESOURCE_EXHAUSTED (QUEUE_FULL,
+    ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
     """
     BulkUpsert: _grpc.StreamStreamMultiCallable[_records_pb2.BulkUpsertRequest, _records_pb2.BulkUpsertResponse]
     """Upserts batch after batch over one stream. Each batch is answered when it is durable, or with its
@@ -67,9 +101,20 @@ class RecordServiceStub:
     same time, those that share an id in their order. The router reads on only while it has few
     unanswered batches: a client that waits for its stream to take the next message needs no other
     pacing.
+
+    What is wrong with the stream itself ends it with a status: a first message without a collection
+    that exists, a deadline, a router that shuts down. What is wrong with one batch is in its answer.
+
+    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS, BATCH_TOO_LARGE),
+    RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNKNOWN (UNKNOWN_OUTCOME).
     """
     Search: _grpc.UnaryUnaryMultiCallable[_records_pb2.SearchRequest, _records_pb2.SearchResponse]
-    """Ranks records by an expression over nearest-neighbour distances, as Chroma Cloud's search() does."""
+    """Ranks records by an expression over nearest-neighbour distances, as Chroma Cloud's search() does.
+
+    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS),
+    RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED),
+    UNIMPLEMENTED (UNSUPPORTED).
+    """
 
 @_typing.type_check_only
 class RecordServiceAsyncStub(RecordServiceStub):
@@ -77,32 +122,66 @@ class RecordServiceAsyncStub(RecordServiceStub):
 
     Writes are acknowledged when every shard they touch has applied them durably. A write carries a
     request id; repeated with the same id within the retry window (default 15 minutes) it takes effect
-    once. Errors of all calls carry ids: see types.proto. AddRequest, UpsertRequest and UpdateRequest have one layout on the wire.
+    once. Errors of all calls carry ids: see types.proto. AddRequest, UpsertRequest and UpdateRequest have
+    one layout on the wire.
+
+    Errors of every call of this service: NOT_FOUND (COLLECTION_NOT_FOUND), FAILED_PRECONDITION
+    (CATALOG_BEHIND, WRONG_CLUSTER, WRONG_SHARD, PROTOCOL_MISMATCH), UNAVAILABLE (SHARD_UNAVAILABLE).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Add: _aio.UnaryUnaryMultiCallable[_records_pb2.AddRequest, _records_pb2.AddResponse]  # type: ignore[assignment]
-    """Adds records. An id that exists already is passed over silently; the others are added."""
+    """Adds records. An id that exists already is passed over silently; the others are added.
+
+    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS, BATCH_TOO_LARGE),
+    RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNKNOWN (UNKNOWN_OUTCOME).
+    """
     Upsert: _aio.UnaryUnaryMultiCallable[_records_pb2.UpsertRequest, _records_pb2.UpsertResponse]  # type: ignore[assignment]
     """Adds records, or changes those that exist: embedding, document and uri are replaced when given,
     metadata is merged key by key.
+
+    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS, BATCH_TOO_LARGE),
+    RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNKNOWN (UNKNOWN_OUTCOME).
     """
     Update: _aio.UnaryUnaryMultiCallable[_records_pb2.UpdateRequest, _records_pb2.UpdateResponse]  # type: ignore[assignment]
-    """Changes records that exist, as Upsert does. An id that does not exist is passed over silently."""
+    """Changes records that exist, as Upsert does. An id that does not exist is passed over silently.
+
+    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS, BATCH_TOO_LARGE),
+    RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNKNOWN (UNKNOWN_OUTCOME).
+    """
     Delete: _aio.UnaryUnaryMultiCallable[_records_pb2.DeleteRequest, _records_pb2.DeleteResponse]  # type: ignore[assignment]
-    """Deletes records by id, by condition, or by both."""
+    """Deletes records by id, by condition, or by both.
+
+    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DUPLICATE_IDS, BATCH_TOO_LARGE), RESOURCE_EXHAUSTED
+    (QUEUE_FULL, ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED), UNKNOWN
+    (UNKNOWN_OUTCOME).
+    """
     Get: _aio.UnaryUnaryMultiCallable[_records_pb2.GetRequest, _records_pb2.GetResponse]  # type: ignore[assignment]
-    """Reads records in insertion order."""
+    """Reads records in insertion order.
+
+    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DUPLICATE_IDS), RESOURCE_EXHAUSTED (QUEUE_FULL,
+    ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
+    """
     Query: _aio.UnaryUnaryMultiCallable[_records_pb2.QueryRequest, _records_pb2.QueryResponse]  # type: ignore[assignment]
-    """Finds the records whose embeddings are nearest to each query embedding."""
+    """Finds the records whose embeddings are nearest to each query embedding.
+
+    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS),
+    RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
+    """
     Count: _aio.UnaryUnaryMultiCallable[_records_pb2.CountRequest, _records_pb2.CountResponse]  # type: ignore[assignment]
-    """Counts the records of a collection."""
+    """Counts the records of a collection.
+
+    Errors: UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
+    """
     Scan: _aio.UnaryStreamMultiCallable[_records_pb2.ScanRequest, _records_pb2.ScanResponse]  # type: ignore[assignment]
     """Reads all chosen records in the order of (slot, id): a stream of pages, each with a cursor to go on
     from. A record that exists during the whole scan comes exactly once, whatever happens to others.
     With a condition in the filter a record is chosen up to 100,000 records ahead of its page, which
     then has it as it is. A stream that must end early (a shard does not answer, the router is
     stopped) ends with UNAVAILABLE. It has no deadline but the client's.
+
+    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DUPLICATE_IDS), RESOURCE_EXHAUSTED (QUEUE_FULL,
+    ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
     """
     BulkUpsert: _aio.StreamStreamMultiCallable[_records_pb2.BulkUpsertRequest, _records_pb2.BulkUpsertResponse]  # type: ignore[assignment]
     """Upserts batch after batch over one stream. Each batch is answered when it is durable, or with its
@@ -110,16 +189,31 @@ class RecordServiceAsyncStub(RecordServiceStub):
     same time, those that share an id in their order. The router reads on only while it has few
     unanswered batches: a client that waits for its stream to take the next message needs no other
     pacing.
+
+    What is wrong with the stream itself ends it with a status: a first message without a collection
+    that exists, a deadline, a router that shuts down. What is wrong with one batch is in its answer.
+
+    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS, BATCH_TOO_LARGE),
+    RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNKNOWN (UNKNOWN_OUTCOME).
     """
     Search: _aio.UnaryUnaryMultiCallable[_records_pb2.SearchRequest, _records_pb2.SearchResponse]  # type: ignore[assignment]
-    """Ranks records by an expression over nearest-neighbour distances, as Chroma Cloud's search() does."""
+    """Ranks records by an expression over nearest-neighbour distances, as Chroma Cloud's search() does.
+
+    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS),
+    RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED),
+    UNIMPLEMENTED (UNSUPPORTED).
+    """
 
 class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
     """Records of a collection. Semantics are those of one Chroma: see README.md, "Guarantees".
 
     Writes are acknowledged when every shard they touch has applied them durably. A write carries a
     request id; repeated with the same id within the retry window (default 15 minutes) it takes effect
-    once. Errors of all calls carry ids: see types.proto. AddRequest, UpsertRequest and UpdateRequest have one layout on the wire.
+    once. Errors of all calls carry ids: see types.proto. AddRequest, UpsertRequest and UpdateRequest have
+    one layout on the wire.
+
+    Errors of every call of this service: NOT_FOUND (COLLECTION_NOT_FOUND), FAILED_PRECONDITION
+    (CATALOG_BEHIND, WRONG_CLUSTER, WRONG_SHARD, PROTOCOL_MISMATCH), UNAVAILABLE (SHARD_UNAVAILABLE).
     """
 
     @_abc_1.abstractmethod
@@ -128,7 +222,11 @@ class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _records_pb2.AddRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_records_pb2.AddResponse, _abc.Awaitable[_records_pb2.AddResponse]]:
-        """Adds records. An id that exists already is passed over silently; the others are added."""
+        """Adds records. An id that exists already is passed over silently; the others are added.
+
+        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS, BATCH_TOO_LARGE),
+        RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNKNOWN (UNKNOWN_OUTCOME).
+        """
 
     @_abc_1.abstractmethod
     def Upsert(
@@ -138,6 +236,9 @@ class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_records_pb2.UpsertResponse, _abc.Awaitable[_records_pb2.UpsertResponse]]:
         """Adds records, or changes those that exist: embedding, document and uri are replaced when given,
         metadata is merged key by key.
+
+        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS, BATCH_TOO_LARGE),
+        RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNKNOWN (UNKNOWN_OUTCOME).
         """
 
     @_abc_1.abstractmethod
@@ -146,7 +247,11 @@ class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _records_pb2.UpdateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_records_pb2.UpdateResponse, _abc.Awaitable[_records_pb2.UpdateResponse]]:
-        """Changes records that exist, as Upsert does. An id that does not exist is passed over silently."""
+        """Changes records that exist, as Upsert does. An id that does not exist is passed over silently.
+
+        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS, BATCH_TOO_LARGE),
+        RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNKNOWN (UNKNOWN_OUTCOME).
+        """
 
     @_abc_1.abstractmethod
     def Delete(
@@ -154,7 +259,12 @@ class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _records_pb2.DeleteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_records_pb2.DeleteResponse, _abc.Awaitable[_records_pb2.DeleteResponse]]:
-        """Deletes records by id, by condition, or by both."""
+        """Deletes records by id, by condition, or by both.
+
+        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DUPLICATE_IDS, BATCH_TOO_LARGE), RESOURCE_EXHAUSTED
+        (QUEUE_FULL, ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED), UNKNOWN
+        (UNKNOWN_OUTCOME).
+        """
 
     @_abc_1.abstractmethod
     def Get(
@@ -162,7 +272,11 @@ class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _records_pb2.GetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_records_pb2.GetResponse, _abc.Awaitable[_records_pb2.GetResponse]]:
-        """Reads records in insertion order."""
+        """Reads records in insertion order.
+
+        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DUPLICATE_IDS), RESOURCE_EXHAUSTED (QUEUE_FULL,
+        ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
+        """
 
     @_abc_1.abstractmethod
     def Query(
@@ -170,7 +284,11 @@ class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _records_pb2.QueryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_records_pb2.QueryResponse, _abc.Awaitable[_records_pb2.QueryResponse]]:
-        """Finds the records whose embeddings are nearest to each query embedding."""
+        """Finds the records whose embeddings are nearest to each query embedding.
+
+        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS),
+        RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
+        """
 
     @_abc_1.abstractmethod
     def Count(
@@ -178,7 +296,10 @@ class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _records_pb2.CountRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_records_pb2.CountResponse, _abc.Awaitable[_records_pb2.CountResponse]]:
-        """Counts the records of a collection."""
+        """Counts the records of a collection.
+
+        Errors: UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
+        """
 
     @_abc_1.abstractmethod
     def Scan(
@@ -191,6 +312,9 @@ class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
         With a condition in the filter a record is chosen up to 100,000 records ahead of its page, which
         then has it as it is. A stream that must end early (a shard does not answer, the router is
         stopped) ends with UNAVAILABLE. It has no deadline but the client's.
+
+        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DUPLICATE_IDS), RESOURCE_EXHAUSTED (QUEUE_FULL,
+        ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
         """
 
     @_abc_1.abstractmethod
@@ -204,6 +328,12 @@ class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
         same time, those that share an id in their order. The router reads on only while it has few
         unanswered batches: a client that waits for its stream to take the next message needs no other
         pacing.
+
+        What is wrong with the stream itself ends it with a status: a first message without a collection
+        that exists, a deadline, a router that shuts down. What is wrong with one batch is in its answer.
+
+        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS, BATCH_TOO_LARGE),
+        RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNKNOWN (UNKNOWN_OUTCOME).
         """
 
     @_abc_1.abstractmethod
@@ -212,6 +342,11 @@ class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _records_pb2.SearchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_records_pb2.SearchResponse, _abc.Awaitable[_records_pb2.SearchResponse]]:
-        """Ranks records by an expression over nearest-neighbour distances, as Chroma Cloud's search() does."""
+        """Ranks records by an expression over nearest-neighbour distances, as Chroma Cloud's search() does.
+
+        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS),
+        RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED),
+        UNIMPLEMENTED (UNSUPPORTED).
+        """
 
 def add_RecordServiceServicer_to_server(servicer: RecordServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
