@@ -39,6 +39,13 @@ def usage(message: str) -> NoReturn:
     raise typer.BadParameter(message)
 
 
+def stopped(message: str) -> NoReturn:
+    """Ends the command as interrupted (Ctrl-C): exit code 130. The message says what was done and
+    how to go on."""
+    print(f"chroma-router: interrupted: {message}", file=sys.stderr)
+    raise typer.Exit(130)
+
+
 def command(function: Callable[P, T]) -> Callable[P, T]:
     """A command whose failures are one line on stderr and exit code 1, never a stack trace."""
 

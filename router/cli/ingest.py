@@ -1,8 +1,7 @@
-"""`ingest`: a JSONL file into a collection. What it shows while it works, and what it sums up."""
+"""`ingest`: a file of records into a collection. What it is asked, and what it sums up."""
 
 import contextlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,18 +19,23 @@ from router.cli.command import (
     TenantOption,
     command,
     run,
+    stopped,
     usage,
 )
+from router.cli.definition import space_of
 from router.cli.output import counted, print_json
+from router.cli.progress import shown
 from router.cli.query import EMBEDDER_KEY
 from router.embedding import EmbedderName
 
 if TYPE_CHECKING:
-    from router.cli.ingest_lines import BadLine, Batch, BatchRules, LineFile
+    from router.cli.definition import Definition
+    from router.cli.ingest_input import InputFile
+    from router.cli.ingest_lines import BadLine, Batch, BatchRules
     from router.cli.ingest_run import Tally
 
-_PLAIN_EVERY = 5.0
 _SPACES = ("cosine", "l2", "ip")
+_CONCURRENCY = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class _Options:
     embeddings: Path | None
     embedder: EmbedderName | None
     batch: int
-    concurrency: int
+    concurrency: int | None
     space: str | None
     configuration: str
     rejects: Path | None
@@ -56,7 +60,9 @@ class _Options:
 
 @command
 def ingest(
-    file: Annotated[Path, typer.Argument(help="JSONL, plain or gzipped.", metavar="FILE")],
+    file: Annotated[
+        Path, typer.Argument(help="JSONL, plain or gzipped, or Parquet.", metavar="FILE")
+    ],
     collection: CollectionOption,
     embeddings: Annotated[
         Path | None, typer.Option(metavar="FILE.npy", help="Row i is the embedding of line i.")
@@ -71,7 +77,10 @@ def ingest(
         str | None, typer.Option(metavar="JSON", help="Chroma configuration of a new collection.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, max=5461, help="Records in one write.")] = 500,
-    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Writes under way.")] = 4,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="Writes under way: 4; of an exported file 1, in order."),
+    ] = None,
     rate: Annotated[
         float | None, typer.Option(metavar="RECORDS/S", help="At most so many records a second.")
     ] = None,
@@ -93,10 +102,17 @@ def ingest(
     a shard is away for a while. A bad line stops it with its number, unless --rejects says where to
     put it.
 
+    A file that `export` wrote also says what its collection is; a new collection becomes the same,
+    in the same order. With --concurrency 1 every file is stored in its order.
+
+    chromadb's client does not know --embedder: a Python program that queries such a collection by
+    text must make the query embeddings in the same way, or use `chroma-router query --text`.
+
     \b
     Examples:
       chroma-router ingest docs.jsonl --collection docs --embedder lexical
       chroma-router ingest docs.jsonl.gz --collection docs --embeddings docs.npy --space cosine
+      chroma-router ingest exported.parquet --collection docs-2
     """
     if rate is not None and not 0 < rate < float("inf"):
         usage("--rate: a number above 0")
@@ -106,6 +122,11 @@ def ingest(
         raise Failed(f"{file} does not exist or is no file")
     if rejects is not None and rejects.exists() and rejects.samefile(file):
         usage("--rejects: it is the file that is read; name another")
+    if rejects is not None and rejects.is_file() and rejects.stat().st_size:
+        raise Failed(
+            f"{rejects} holds what an earlier run put there; move it away, or name another file "
+            "with --rejects"
+        )
     options = _Options(
         file=file,
         collection=collection,
@@ -122,8 +143,17 @@ def ingest(
         database=database,
         router=router,
     )
+    from router.cli.ingest_run import Tally
+
+    tally = Tally()
     began = time.monotonic()
-    tally = run(_ingest(options))
+    try:
+        run(_ingest(options, tally))
+    except KeyboardInterrupt:
+        stopped(
+            f"{counted(tally.stored, 'record')} stored in {collection}; run the same command "
+            "again to go on: records are upserted, so those that are stored stay as they are"
+        )
     seconds = time.monotonic() - began
     summary = {
         "collection": collection,
@@ -162,16 +192,15 @@ def _configuration(space: str | None, given: str | None) -> str:
     return given
 
 
-async def _ingest(options: _Options) -> "Tally":
-    from router.cli.ingest_lines import LineFile, batches
-    from router.cli.ingest_run import Sender, Tally
+async def _ingest(options: _Options, tally: "Tally") -> None:
+    from router.cli.ingest_input import open_input
+    from router.cli.ingest_lines import batches
+    from router.cli.ingest_run import Sender
     from router.cli.link import RouterLink, collection_ref
     from router.rate_cap import RateCap
 
-    tally = Tally()
-
     with contextlib.ExitStack() as stack:
-        file = LineFile(options.file)
+        file = open_input(options.file)
         stack.callback(file.close)
         rules = _rules(options, file)
         reject = _rejecter(options.rejects, stack)
@@ -187,30 +216,33 @@ async def _ingest(options: _Options) -> "Tally":
         async with RouterLink(options.router) as link:
 
             async def prepare(first: "Batch") -> None:
-                await _create(link, options, marked=first.embedded)
+                await _create(link, options, file.definition, marked=first.embedded)
 
             sender = Sender(
                 link=link,
                 collection=collection_ref(options.collection, options.tenant, options.database),
-                concurrency=options.concurrency,
+                concurrency=options.concurrency or (1 if file.definition else _CONCURRENCY),
                 timeout=options.timeout,
                 rate=RateCap(options.rate) if options.rate is not None else None,
                 on_bad=on_bad,
                 prepare=prepare,
                 tally=tally,
             )
-            show = stack.enter_context(_progress(file.size, tally))
+            show = stack.enter_context(shown(file.size, tally))
             await sender.send_all(_shown(batches(file, rules), show))
             show()
-    return tally
 
 
-def _rules(options: _Options, file: "LineFile") -> "BatchRules":
+def _rules(options: _Options, file: "InputFile") -> "BatchRules":
     from router.cli.ingest_lines import BatchRules, load_embeddings
     from router.embedding import EmbedderUnavailable, embedder
 
     rows = None
     if options.embeddings is not None:
+        if file.definition is not None:
+            raise Failed(
+                f"{options.file} is an export, which has embeddings; leave out --embeddings"
+            )
         rows = load_embeddings(options.embeddings, file.count())
     made = None
     if options.embedder is not None:
@@ -221,42 +253,47 @@ def _rules(options: _Options, file: "LineFile") -> "BatchRules":
     return BatchRules(options.batch, rows, made)
 
 
-async def _create(link: Any, options: _Options, *, marked: bool) -> None:
+async def _create(
+    link: Any, options: _Options, definition: "Definition | None", *, marked: bool
+) -> None:
     """Makes the collection unless it exists; `marked`: its metadata name the embedder.
 
-    Raises Failed when it exists with another space than the one that is asked for.
+    What the command was asked for goes before what the file says. Raises Failed when the collection
+    exists with another space than the one that is asked for, or another index than the file's.
     """
     from chroma_router.v1 import catalog_pb2
     from chroma_router.wire.records import metadata_to_wire
+    from router.cli.definition import definition_of
 
     request = catalog_pb2.CreateCollectionRequest(
         name=options.collection,
         tenant=options.tenant,
         database=options.database,
-        configuration_json=options.configuration,
         get_or_create=True,
     )
+    if definition is not None:
+        definition.fill(request)
+    if options.configuration:
+        definition = None
+        request.configuration_json = options.configuration
+        request.schema_json = ""
     if marked and options.embedder is not None:
         metadata_to_wire({EMBEDDER_KEY: options.embedder.value}, request.metadata)
     answer = await link.call(link.catalog.CreateCollection, request)
-    if options.space is None or answer.created:
+    if answer.created:
         return
-    space = _space_of(answer.collection.configuration_json)
-    if space != options.space:
+    found = definition_of(answer.collection)
+    space = space_of(found.configuration)
+    if options.space not in (None, space):
         raise Failed(
             f"the collection {options.collection} exists with the space {space}, not "
             f"{options.space}; leave out --space to add to it as it is, or name another collection"
         )
-
-
-def _space_of(configuration_json: str) -> str:
-    """The distance of a collection that exists."""
-    configuration = json.loads(configuration_json or "{}")
-    for index in ("hnsw", "spann"):
-        space = (configuration.get(index) or {}).get("space")
-        if space:
-            return str(space)
-    return "l2"
+    if definition is not None and not found.same_index(definition):
+        raise Failed(
+            f"the collection {options.collection} exists with another configuration than the "
+            f"exported one; name another collection, or say --space {space} to add to it as it is"
+        )
 
 
 def _rejecter(path: Path | None, stack: contextlib.ExitStack) -> "Callable[[BadLine], None] | None":
@@ -277,58 +314,3 @@ def _shown(batches: "Iterator[Batch]", show: Callable[[], None]) -> "Iterator[Ba
     for batch in batches:
         show()
         yield batch
-
-
-@contextlib.contextmanager
-def _progress(size: int, tally: "Tally") -> Iterator[Callable[[], None]]:
-    """Shows on stderr how far it is: a bar on a terminal, else a line now and then."""
-    if sys.stderr.isatty():
-        with _bar(size, tally) as show:
-            yield show
-        return
-    began = last = time.monotonic()
-
-    def show_line() -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < _PLAIN_EVERY:
-            return
-        last = now
-        part = tally.position / size if size else 1.0
-        rate = tally.stored / (now - began)
-        left = (now - began) * (1 - part) / part if part else 0.0
-        print(
-            f"{part:.0%}: {tally.stored:,} records, {rate:,.0f}/s, {left:.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    yield show_line
-
-
-@contextlib.contextmanager
-def _bar(size: int, tally: "Tally") -> Iterator[Callable[[], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[records]:,} records"),
-        TextColumn("{task.fields[rate]:,.0f}/s"),
-        TimeRemainingColumn(),
-    )
-    began = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("ingest", total=size, records=0, rate=0.0)
-
-        def show() -> None:
-            seconds = time.monotonic() - began
-            progress.update(
-                task,
-                completed=tally.position,
-                records=tally.stored,
-                rate=tally.stored / seconds if seconds else 0.0,
-            )
-
-        yield show

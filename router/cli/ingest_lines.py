@@ -1,14 +1,13 @@
-"""The lines of a JSONL file as serialized Records: read, checked and batched in bounded memory.
+"""The rows of a file as serialized Records: checked and batched in bounded memory.
 
 Synchronous; `ingest_run` calls it from a thread. It never sends anything.
 """
 
-import gzip
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +15,15 @@ import numpy.typing as npt
 from chroma_router.wire.errors import ClusterError
 from chroma_router.wire.records import record_message
 from router.cli.command import Failed
+from router.cli.ingest_input import KEYS, InputFile, RawRow
 from router.core.limits import Limits
 from router.core.validate import WriteKind, check_write
 from router.embedding import Embedder
 
-MAX_LINE_BYTES = 32 << 20
-"""A longer line is bad: its record would not fit into one write."""
-
 MAX_BATCH_BYTES = 8 << 20
 """A batch ends before its records pass so many bytes."""
 
-_KEYS = {"id", "document", "metadata", "embedding", "uri"}
 _NUMBERS: set[type] = {int, float}
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,78 +101,25 @@ def load_embeddings(path: Path, lines: int) -> npt.NDArray[Any]:
     return rows
 
 
-class LineFile:
-    """A JSONL file, gzipped if its first bytes say so."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = path.stat().st_size
-        self._raw: IO[bytes] = path.open("rb")
-        self._stream: IO[bytes] | gzip.GzipFile = self._raw
-        if self._raw.read(2) == b"\x1f\x8b":
-            self._stream = gzip.GzipFile(fileobj=self._raw)
-        self._raw.seek(0)
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._stream.close()
-        self._raw.close()
-
-    @property
-    def position(self) -> int:
-        """How many bytes have been read, as they lie on the disk."""
-        return self._raw.tell()
-
-    def count(self) -> int:
-        """How many lines there are; reads the file to its end and goes back to its beginning."""
-        lines, last = 0, b"\n"
-        try:
-            while chunk := self._stream.read(_CHUNK):
-                lines += chunk.count(b"\n")
-                last = chunk[-1:]
-        except (OSError, EOFError) as error:
-            self._broken(error)
-        self._stream.seek(0)
-        return lines + (last != b"\n")
-
-    def __iter__(self) -> Iterator[tuple[int, bytes]]:
-        """Each line's number and text; a line that is too long comes as its first bytes."""
-        number = 0
-        while text := self._read_line():
-            number += 1
-            yield number, text.rstrip(b"\r\n")
-            while len(text) > MAX_LINE_BYTES and not text.endswith(b"\n"):
-                text = self._read_line()  # the rest of a line that is too long is passed over
-
-    def _read_line(self) -> bytes:
-        try:
-            return self._stream.readline(MAX_LINE_BYTES + 1)
-        except (OSError, EOFError) as error:
-            self._broken(error)
-
-    def _broken(self, error: Exception) -> NoReturn:
-        raise Failed(f"{self.path} cannot be read to its end: {error}") from None
-
-
-def batches(file: LineFile, rules: BatchRules) -> Iterator[Batch]:
+def batches(file: InputFile, rules: BatchRules) -> Iterator[Batch]:
     """The file's lines in batches, in their order."""
     parsed: list[_Parsed] = []
     bad: list[BadLine] = []
     seen: dict[str, int] = {}
     size = 0
-    for number, text in file:
+    for row in file:
         try:
-            line = _parse(number, text, rules)
+            line = _parse(row, rules)
             if line.values["id"] in seen:
                 raise _Refused(
                     f"the id {line.values['id']!r} stands already in line {seen[line.values['id']]}"
                 )
         except _Refused as refusal:
-            bad.append(BadLine(number, text, str(refusal)))
+            bad.append(BadLine(row.number, row.text, str(refusal)))
         else:
-            seen[line.values["id"]] = number
+            seen[line.values["id"]] = row.number
             parsed.append(line)
-            size += len(text) + len(line.embedding or b"")
+            size += len(row.text) + len(line.embedding or b"")
         if len(parsed) + len(bad) >= rules.max_records or size >= MAX_BATCH_BYTES:
             yield _batch(file, parsed, bad, rules)
             parsed, bad, seen, size = [], [], {}, 0
@@ -185,7 +127,7 @@ def batches(file: LineFile, rules: BatchRules) -> Iterator[Batch]:
         yield _batch(file, parsed, bad, rules)
 
 
-def _batch(file: LineFile, parsed: list[_Parsed], bad: list[BadLine], rules: BatchRules) -> Batch:
+def _batch(file: InputFile, parsed: list[_Parsed], bad: list[BadLine], rules: BatchRules) -> Batch:
     bare = [line for line in parsed if line.embedding is None]
     if bare:
         assert rules.embedder is not None
@@ -202,21 +144,23 @@ def _batch(file: LineFile, parsed: list[_Parsed], bad: list[BadLine], rules: Bat
     return Batch(lines, bad, file.position, embedded=bool(bare))
 
 
-def _parse(number: int, text: bytes, rules: BatchRules) -> _Parsed:
-    if len(text) > MAX_LINE_BYTES:
-        raise _Refused(f"longer than {MAX_LINE_BYTES >> 20} MiB")
-    if not text.strip():
-        raise _Refused("empty; each line is one JSON object")
-    try:
-        values = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise _Refused(f"not JSON: {error}") from None
+def _parse(row: RawRow, rules: BatchRules) -> _Parsed:
+    if row.problem is not None:
+        raise _Refused(row.problem)
+    values: Any = row.values
+    if values is None:
+        if not row.text.strip():
+            raise _Refused("empty; each line is one JSON object")
+        try:
+            values = json.loads(row.text, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise _Refused(f"not JSON: {error}") from None
     if not isinstance(values, dict):
         raise _Refused("not a JSON object")
-    unknown = values.keys() - _KEYS
+    unknown = values.keys() - KEYS
     if unknown:
         raise _Refused(
-            f"unknown key {min(unknown)!r}; known are {', '.join(sorted(_KEYS))}. "
+            f"unknown key {min(unknown)!r}; known are {', '.join(sorted(KEYS))}. "
             "Everything else belongs into metadata"
         )
     if "id" not in values:
@@ -228,7 +172,7 @@ def _parse(number: int, text: bytes, rules: BatchRules) -> _Parsed:
             raise _Refused(f"{key} must be a text")
     if not isinstance(values.get("metadata"), dict | None):
         raise _Refused("metadata must be an object")
-    return _Parsed(number, text, values, _embedding(number, values, rules))
+    return _Parsed(row.number, row.text, values, _embedding(row.number, values, rules))
 
 
 def _embedding(number: int, values: dict[str, Any], rules: BatchRules) -> bytes | None:
@@ -237,6 +181,8 @@ def _embedding(number: int, values: dict[str, Any], rules: BatchRules) -> bytes 
         row = rules.embeddings[number - 1].astype("<f4")
         return bytes(row.tobytes())
     given = values.get("embedding")
+    if isinstance(given, bytes):
+        return given
     if given is not None:
         if not isinstance(given, list) or not given or not _NUMBERS.issuperset(map(type, given)):
             raise _Refused("embedding must be a list of numbers")

@@ -157,6 +157,17 @@ def version() -> None:
     Example:
       chroma-router version
     """
+    _print_version()
+
+
+def show_version(wanted: bool) -> None:
+    """The option --version: shows what the command `version` does, and ends the program."""
+    if wanted:
+        _print_version()
+        raise typer.Exit
+
+
+def _print_version() -> None:
     from chroma_router.wire.version import CHROMA_VERSION, VERSION
 
     print(f"chroma-router {VERSION} (chroma {CHROMA_VERSION})")

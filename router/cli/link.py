@@ -55,7 +55,12 @@ class RouterLink:
         self._channel = grpc.aio.insecure_channel(target.target, options=_OPTIONS)
         self.records = records_pb2_grpc.RecordServiceStub(self._channel)
         self.catalog = catalog_pb2_grpc.CatalogServiceStub(self._channel)
-        # Records that are serialized already are sent as they are: the view has an Upsert's layout.
+        # Records that are serialized already are sent as they are: the view has their layout.
+        self.add_view = self._channel.unary_unary(
+            "/chroma_router.v1.RecordService/Add",
+            request_serializer=views_pb2.WriteRequestView.SerializeToString,
+            response_deserializer=records_pb2.AddResponse.FromString,
+        )
         self.upsert_view = self._channel.unary_unary(
             "/chroma_router.v1.RecordService/Upsert",
             request_serializer=views_pb2.WriteRequestView.SerializeToString,

@@ -1,10 +1,11 @@
 """The console script `chroma-router`: which commands there are."""
 
 import sys
+from typing import Annotated
 
 import typer
 
-from router.cli import catalog, demo, ingest, inspect, query, serve
+from router.cli import catalog, demo, export, import_, ingest, inspect, query, serve
 from router.cli.command import Failed
 
 app = typer.Typer(
@@ -14,6 +15,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 shards_app = typer.Typer(
     help="The shards of a cluster.", no_args_is_help=True, rich_markup_mode=None
@@ -29,6 +31,8 @@ app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 app.command("status")(inspect.status)
 app.command("ingest")(ingest.ingest)
+app.command("import")(import_.import_)
+app.command("export")(export.export)
 app.command("query")(query.query)
 app.command("version")(inspect.version)
 app.command("healthcheck")(inspect.healthcheck)
@@ -38,6 +42,18 @@ catalog_app.command("backup")(catalog.backup)
 catalog_app.command("rebuild")(catalog.rebuild)
 app.add_typer(shards_app, name="shards")
 app.add_typer(catalog_app, name="catalog")
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version.", is_eager=True, callback=inspect.show_version
+        ),
+    ] = False,
+) -> None:
+    """Options of the program itself."""
 
 
 def main() -> None:

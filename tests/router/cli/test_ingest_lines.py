@@ -10,11 +10,10 @@ import pytest
 
 from chroma_router.wire.records import record_from_bytes
 from router.cli.command import Failed
+from router.cli.ingest_input import MAX_LINE_BYTES, LineFile
 from router.cli.ingest_lines import (
-    MAX_LINE_BYTES,
     Batch,
     BatchRules,
-    LineFile,
     batches,
     load_embeddings,
 )
