@@ -17,6 +17,8 @@ COMMANDS = [
     ["demo"],
     ["status"],
     ["ingest"],
+    ["import"],
+    ["export"],
     ["query"],
     ["version"],
     ["healthcheck"],
@@ -74,6 +76,11 @@ def test_help_imports_nothing_heavy() -> None:
         (["ingest", "x"], "--collection"),
         (["ingest", "x", "--collection", "c", "--rate", "0"], "above 0"),
         (["ingest", "x", "--collection", "c", "--batch", "6000"], "--batch"),
+        (["import"], "--from"),
+        (["import", "--from", "x", "--into", "y"], "--into"),
+        (["export", "--collection", "c"], "--to"),
+        (["export", "--to", "x.jsonl"], "one --collection"),
+        (["export", "--to", "x.jsonl", "--collection", "c", "--format", "parquet"], "--format"),
         (["query", "--collection", "c"], "give one of"),
         (["query", "--collection", "c", "--text", "a", "--like", "b"], "give one of"),
         (["query", "--collection", "c", "--embedding", "1, 2"], "not JSON"),
@@ -192,7 +199,21 @@ def test_rebuild_overwrites_nothing(tmp_path: Path) -> None:
     assert (code, "not overwritten" in err) == (1, True)
 
 
-def test_version() -> None:
-    code, out, _ = run("version")
+@pytest.mark.parametrize("word", ["version", "--version"])
+def test_version(word: str) -> None:
+    code, out, _ = run(word)
     assert code == 0
     assert out.startswith("chroma-router ")
+
+
+def test_h_is_help() -> None:
+    for words in ([], ["ingest"], ["shards", "list"]):
+        assert run(*words, "-h") == run(*words, "--help")
+
+
+def test_rejects_of_an_earlier_run_are_kept(tmp_path: Path) -> None:
+    path, rejects = tmp_path / "f", tmp_path / "rejects"
+    path.touch()
+    rejects.write_text("precious")
+    code, _, err = run("ingest", str(path), "--collection", "c", "--rejects", str(rejects))
+    assert (code, "earlier run" in err, rejects.read_text()) == (1, True, "precious")
