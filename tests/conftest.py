@@ -1,9 +1,18 @@
 """What holds for all tests."""
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
 import structlog
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_loop_of_nobody() -> None:
+    """pytest-asyncio asks for the thread's event loop, to put it back after a test. Until one was
+    set, Python before 3.14 makes one for that, which nobody closes.
+    """
+    asyncio.set_event_loop(None)
 
 
 @pytest.fixture(autouse=True)
