@@ -43,6 +43,9 @@ from chroma_router.wire.records import metadata_from_wire, metadata_to_wire
 PLACEMENT_KEY = "placement:shards"
 """The key of a collection's metadata that says on how many shards it is placed, or "all"."""
 
+ALL_SHARDS = 2**32 - 1
+"""The contract's placement_shards for all shards, whatever the cluster's default."""
+
 MAX_QUERY_EMBEDDINGS = 1_000
 """Query embeddings in one QueryRequest; more go in several."""
 
@@ -284,10 +287,12 @@ def _collection(collection: types_pb2.Collection) -> CollectionModel:
 
 
 def _placement(metadata: Mapping[str, object] | None) -> int:
-    """The value of the contract's placement_shards, in which 0 means all."""
-    wanted = (metadata or {}).get(PLACEMENT_KEY, "all")
-    if wanted == "all":
+    """The value of the contract's placement_shards, in which 0 leaves it to the cluster."""
+    wanted = (metadata or {}).get(PLACEMENT_KEY)
+    if wanted is None:
         return 0
+    if wanted == "all":
+        return ALL_SHARDS
     if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
         raise InvalidArgumentError(
             f"metadata {PLACEMENT_KEY!r} must be a number from 1, or 'all', got {wanted!r}"

@@ -7,7 +7,9 @@ Owns the cache of collection entries. The cache may be old: nodes refuse calls a
 
 import asyncio
 import json
+import time
 from collections import OrderedDict
+from collections.abc import Sequence, Set
 from typing import Any
 
 import structlog
@@ -25,6 +27,7 @@ from chroma_router.wire.records import metadata_to_wire
 from router.catalog import Catalog
 from router.cluster import Cluster, Shard
 from router.concurrency import settled
+from router.core import schema
 from router.core.model import CollectionEntry
 
 log = structlog.get_logger(__name__)
@@ -38,6 +41,12 @@ GRANT_TIMEOUT = 20.0
 MAX_ENTRIES = 10_000
 """Collections that are remembered; the oldest known is forgotten first, and read again."""
 
+LEARN_TIMEOUT = 2.0
+"""Seconds that a write which is applied may wait for its schema to be learnt."""
+
+LEARN_ROUNDS = 20
+"""How often a schema is merged again because another change of its collection came first."""
+
 UNDESCRIBED_VERSION = 1
 """The version of an entry that no shard has described yet (see `Directory.described`)."""
 
@@ -50,6 +59,7 @@ class Directory:
         self._cluster = cluster
         self._entries: OrderedDict[str, CollectionEntry] = OrderedDict()
         self._grants: dict[tuple[str, str], asyncio.Lock] = {}
+        self._learning: dict[str, asyncio.Lock] = {}
 
     async def resolve(self, ref: types_pb2.CollectionRef) -> CollectionEntry:
         """The collection that a request names; by id from the cache, by name from the catalog."""
@@ -128,6 +138,49 @@ class Directory:
                 raise answer
             if isinstance(answer, ClusterError):
                 log.warning("definition_not_pushed", shard=shard.name, error=answer.message)
+
+    async def learn_schema(
+        self,
+        entry: CollectionEntry,
+        shards: Sequence[str],
+        written: Set[schema.MetadataType],
+        deadline: float,
+    ) -> None:
+        """Takes what these shards have discovered (router/core/schema.py) into the catalog.
+
+        For a write that was applied and had metadata of types that the schema lacks. The shards are
+        asked, since not all that is sent to them is stored: an add of an id that exists is not. The
+        write is acknowledged after it, but never fails by it: what was not learnt is learnt with
+        the next such write. `deadline` is on the clock of time.monotonic().
+        """
+        lock = self._learning.setdefault(entry.id, asyncio.Lock())
+        patience = min(LEARN_TIMEOUT, deadline - time.monotonic())
+        try:
+            async with asyncio.timeout(max(0.0, patience)), lock:
+                entry = await self.refresh(entry.id)
+                # Another write has perhaps just learnt it for this one too.
+                if schema.may_grow(entry.schema_json, written):
+                    await self._learn(entry, shards)
+        except (ClusterError, TimeoutError) as error:
+            log.warning("schema_not_learnt", collection=entry.id, error=str(error))
+        finally:
+            if not lock.locked():
+                self._learning.pop(entry.id, None)
+
+    async def _learn(self, entry: CollectionEntry, shards: Sequence[str]) -> None:
+        gifts = [self._give(self._cluster.shard(name), entry.id) for name in shards]
+        answers = await settled(gifts)
+        told = [a.schema_json for a in answers if isinstance(a, shard_pb2.SetOwnershipResponse)]
+        for _ in range(LEARN_ROUNDS):
+            entry = await self._catalog.collection(entry.id)
+            text = schema.merged(entry.schema_json, told)
+            if text == entry.schema_json:
+                return
+            try:
+                self.remember(await self._catalog.update_collection(entry, schema_json=text))
+            except Stale:
+                continue
+            return
 
     async def reconcile(self, used: CollectionEntry, error: ClusterError) -> CollectionEntry:
         """After a node refused a call as stale: finds who is behind and brings it up to date.

@@ -117,7 +117,13 @@ async def _serve(
                 ScanService(directory, reads, limits),
                 SearchService(directory, reads, limits),
             ),
-            CatalogService(catalog, cluster, directory, reaper),
+            CatalogService(
+                catalog,
+                cluster,
+                directory,
+                reaper,
+                default_placement_shards=settings.default_placement_shards,
+            ),
             ClusterService(
                 catalog, cluster, directory, reaper, limits, allow_reset=settings.allow_reset
             ),

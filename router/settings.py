@@ -33,6 +33,12 @@ class RouterSettings(BaseSettings):
     listen: str = Field("127.0.0.1:50051", description="Where gRPC is served, HOST:PORT.")
     catalog: Path = Field(Path("catalog.sqlite3"), description="The catalog's SQLite file.")
     allow_reset: bool = Field(False, description="Whether clients may delete everything.")
+    default_placement_shards: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="On how many shards a collection is placed whose maker does not say; 0: all.",
+    )
     queue_operations: int = Field(
         4096, ge=1, le=1_000_000, description="Most operations that wait for one shard."
     )

@@ -30,6 +30,7 @@ from router.cluster import Cluster
 from router.core.model import CollectionEntry, DimensionState
 from router.core.plan import split_by_shard
 from router.core.retry import backoff
+from router.core.schema import MetadataType, may_grow
 from router.core.sequence import SequenceClock
 from router.core.validate import dimension_refusal
 from router.directory import Directory
@@ -65,6 +66,8 @@ class Write:
     """A hash of the client's whole request; a request id stands for one digest."""
     to_all_shards: bool = False
     """A delete by condition alone: it has no ids and goes to every shard of the collection."""
+    metadata_types: frozenset[MetadataType] = frozenset()
+    """The keys and types of the records' metadata."""
 
 
 @dataclass(slots=True)
@@ -153,6 +156,9 @@ class WritePath:
                 await asyncio.shield(settling)
         if course.failed:
             raise _first_error(write, course)
+        if may_grow(entry.schema_json, write.metadata_types):
+            shards = sorted({part.shard for part in course.parts})
+            await self._directory.learn_schema(entry, shards, write.metadata_types, deadline)
         return course.deleted
 
     async def _claim(self, entry: CollectionEntry, dimension: int | None) -> CollectionEntry | None:

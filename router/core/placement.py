@@ -9,6 +9,18 @@ from collections.abc import Iterable
 
 import mmh3
 
+ALL_SHARDS = 2**32 - 1
+"""How a request says "all shards" (catalog.proto, placement_shards); 0 leaves it to the router."""
+
+
+def placement(asked: int, default: int) -> int:
+    """On how many shards a new collection is placed, 0 for all: what was asked for, or the default.
+
+    Both count as in the contract: 0 says nothing in `asked` and means all in `default`.
+    """
+    wanted = asked or default
+    return 0 if wanted == ALL_SHARDS else wanted
+
 
 def home_shards(collection_id: str, shards: Iterable[str], count: int) -> tuple[str, ...]:
     """The home shards of a collection, sorted by name.

@@ -28,6 +28,7 @@ from google.protobuf.message import DecodeError
 from chroma_router.v1 import types_pb2
 from chroma_router.wire.errors import InvalidRequest, Reason
 from router.core.limits import Limits
+from router.core.schema import MetadataType, metadata_types
 from router.core.where import check_where, check_where_document
 
 _RESERVED_KEYS = frozenset({"chroma:document", "chroma:uri"})
@@ -60,6 +61,8 @@ class CheckedWrite:
     """The ids in the order of the records."""
     dimension: int | None
     """The dimension of its embeddings; None if it has none."""
+    metadata_types: frozenset[MetadataType] = frozenset()
+    """The keys and types of its records' metadata."""
 
 
 def check_write(kind: WriteKind, records: Sequence[bytes], limits: Limits) -> CheckedWrite:
@@ -75,6 +78,7 @@ def check_write(kind: WriteKind, records: Sequence[bytes], limits: Limits) -> Ch
     ids: list[str] = []
     embeddings: list[bytes] = []
     embedded: list[int] = []
+    fields: set[tuple[str, str]] = set()
     for position, data in enumerate(records):
         record = _parse_record(position, data)
         ids.append(record.id)
@@ -85,14 +89,14 @@ def check_write(kind: WriteKind, records: Sequence[bytes], limits: Limits) -> Ch
         elif kind is not WriteKind.UPDATE:
             _refuse(f"{_record_name(position, record.id)} has no embedding; {kind} needs one")
         if record.metadata:
-            _check_record_metadata(kind, position, record)
+            _check_record_metadata(kind, position, record, fields)
     _check_unique(ids)
     dimension = None
     if embeddings:
         dimension = _check_rows(
             embeddings, lambda row: _record_name(embedded[row], ids[embedded[row]]), limits
         )
-    return CheckedWrite(ids, dimension)
+    return CheckedWrite(ids, dimension, metadata_types(fields))
 
 
 def check_embeddings(
@@ -177,9 +181,10 @@ def check_tenant_name(name: str) -> None:
 def check_collection_metadata(metadata: Mapping[str, types_pb2.MetadataValue]) -> None:
     """Raises InvalidRequest for metadata that a collection cannot have. None at all is good."""
     for key, value in metadata.items():
-        if problem := _key_problem(key) or _value_problem(value):
+        field = value.WhichOneof("kind")
+        if problem := _key_problem(key) or _value_problem(field, value):
             _refuse(f"collection metadata key {_quoted(key)}: {problem}")
-        if (field := value.WhichOneof("kind")) in _ARRAY_KINDS or field == "absent":
+        if field in _ARRAY_KINDS or field == "absent":
             _refuse(
                 f"collection metadata key {_quoted(key)}: a collection's metadata has no {field}; "
                 "use a text, a number, true or false"
@@ -273,14 +278,19 @@ def _check_rows(rows: Sequence[bytes], name_of: Callable[[int], str], limits: Li
     return dimension
 
 
-def _check_record_metadata(kind: WriteKind, position: int, record: types_pb2.Record) -> None:
+def _check_record_metadata(
+    kind: WriteKind, position: int, record: types_pb2.Record, fields: set[tuple[str, str]]
+) -> None:
+    """Enters each key with its value's field into `fields`."""
     for key, value in record.metadata.items():
-        problem = _key_problem(key) or _value_problem(value)
-        if problem is None and kind is WriteKind.ADD and value.WhichOneof("kind") == "absent":
+        field = value.WhichOneof("kind")
+        problem = _key_problem(key) or _value_problem(field, value)
+        if problem is None and kind is WriteKind.ADD and field == "absent":
             problem = "absent is for update and upsert only; leave the key out"
-        if problem is not None:
+        if problem is not None or field is None:
             name = _record_name(position, record.id)
             _refuse(f"{name}: metadata key {_quoted(key)}: {problem}")
+        fields.add((key, field))
 
 
 def _key_problem(key: str) -> str | None:
@@ -293,8 +303,7 @@ def _key_problem(key: str) -> str | None:
     return None
 
 
-def _value_problem(value: types_pb2.MetadataValue) -> str | None:
-    field = value.WhichOneof("kind")
+def _value_problem(field: str | None, value: types_pb2.MetadataValue) -> str | None:
     problem: str | None = None
     if field is None:
         problem = "the value has no kind; set one of MetadataValue's fields"

@@ -13,7 +13,8 @@ from chroma_router.wire.records import metadata_from_wire
 from router.catalog import Catalog, Metadata, NewCollection
 from router.cluster import Cluster
 from router.core.model import CollectionEntry, DatabaseEntry
-from router.core.placement import home_shards
+from router.core.placement import home_shards, placement
+from router.core.schema import with_configuration
 from router.core.slot_map import SlotMap
 from router.core.validate import (
     check_collection_metadata,
@@ -40,12 +41,19 @@ class CatalogService:
     """The calls of CatalogService, free of gRPC."""
 
     def __init__(
-        self, catalog: Catalog, cluster: Cluster, directory: Directory, reaper: Reaper
+        self,
+        catalog: Catalog,
+        cluster: Cluster,
+        directory: Directory,
+        reaper: Reaper,
+        *,
+        default_placement_shards: int = 0,
     ) -> None:
         self._catalog = catalog
         self._cluster = cluster
         self._directory = directory
         self._reaper = reaper
+        self._default_placement_shards = default_placement_shards
 
     async def create_tenant(
         self, request: catalog_pb2.CreateTenantRequest, _deadline: float
@@ -137,7 +145,8 @@ class CatalogService:
     ) -> tuple[CollectionEntry, bool]:
         """The collection as its shards describe it, and whether it is a new one."""
         collection_id = str(uuid.uuid4())
-        homes = home_shards(collection_id, self._cluster.names, request.placement_shards)
+        shards = placement(request.placement_shards, self._default_placement_shards)
+        homes = home_shards(collection_id, self._cluster.names, shards)
         new = NewCollection(
             id=collection_id,
             name=request.name,
@@ -146,7 +155,7 @@ class CatalogService:
             metadata=_metadata(request.metadata),
             configuration_json=request.configuration_json,
             schema_json=request.schema_json,
-            placement_shards=request.placement_shards,
+            placement_shards=shards,
             created_at=time.time_ns() // 1000,
             slot_map=SlotMap.deal(FIRST_EPOCH, homes),
         )
@@ -229,6 +238,7 @@ class CatalogService:
                 changes["configuration_json"] = merged_configuration(
                     before.configuration_json, update
                 )
+                changes["schema_json"] = with_configuration(before.schema_json, update)
             try:
                 entry = await self._catalog.update_collection(before, **changes)
                 break

@@ -83,6 +83,7 @@ class RecordService:
             records=records,
             sequences=self._writes.sequences(len(records)) if may_be_new else (),
             digest=_digest(*records),
+            metadata_types=checked.metadata_types,
         )
         await self._writes.write(entry, write, checked.dimension, deadline)
         return request_id

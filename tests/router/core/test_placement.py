@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.core.placement import home_shards
+from router.core.placement import ALL_SHARDS, home_shards, placement
 
 SHARDS = st.lists(st.text(min_size=1, max_size=8), max_size=8, unique=True)
 IDS = st.uuids().map(str)
@@ -75,3 +75,11 @@ def test_golden() -> None:
 def test_a_negative_count_is_refused() -> None:
     with pytest.raises(ValueError, match="-1"):
         home_shards("c", ["a"], -1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "default", "placed"),
+    [(0, 0, 0), (0, 1, 1), (2, 1, 2), (2, 0, 2), (ALL_SHARDS, 1, 0), (ALL_SHARDS, 0, 0)],
+)
+def test_the_default_is_for_who_does_not_say(asked: int, default: int, placed: int) -> None:
+    assert placement(asked, default) == placed

@@ -62,7 +62,8 @@ def test_a_good_write(kind: WriteKind) -> None:
         record("b", floats(-0.0, 3.4e38, 1e-45), f=Value(float_value=0.5)),
         record("é\0", floats(0, 0, 0), n=Value(string_array=types_pb2.StringArray(values=[""]))),
     ]
-    assert check_write(kind, good, LIMITS) == CheckedWrite(["a", "b", "é\0"], 3)
+    types = frozenset({("s", "string"), ("i", "int"), ("f", "float"), ("n", "string")})
+    assert check_write(kind, good, LIMITS) == CheckedWrite(["a", "b", "é\0"], 3, types)
 
 
 def test_an_update_may_leave_embeddings_out_or_change_nothing() -> None:
