@@ -70,6 +70,10 @@ class NotFoundError(chroma.NotFoundError, RouterError):
     """What the request names does not exist."""
 
 
+class RecordNotFoundError(chroma.InternalError, chroma.NotFoundError, RouterError):
+    """An id by which a query is filtered does not exist. Chroma raises its InternalError for it."""
+
+
 class UniqueConstraintError(chroma.UniqueConstraintError, RouterError):
     """What the request would make exists already."""
 
@@ -154,6 +158,7 @@ EXCEPTION_BY_REASON: Mapping[Reason, type[RouterError]] = {
     Reason.TENANT_NOT_FOUND: NotFoundError,
     Reason.DATABASE_NOT_FOUND: NotFoundError,
     Reason.COLLECTION_NOT_FOUND: NotFoundError,
+    Reason.RECORD_NOT_FOUND: RecordNotFoundError,
     Reason.TENANT_EXISTS: UniqueConstraintError,
     Reason.DATABASE_EXISTS: UniqueConstraintError,
     Reason.COLLECTION_EXISTS: UniqueConstraintError,

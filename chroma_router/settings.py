@@ -30,7 +30,7 @@ ASYNC_API = "chroma_router.async_api.AsyncGrpcAPI"
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
 
-_PLACE_FAMILY = "chromadb.api.segment.SegmentAPI"
+_PLACE_FAMILY = "chromadb.api.rust.RustBindingsAPI"
 _ASYNC_FAMILY = "chromadb.api.async_fastapi.AsyncFastAPI"
 
 

@@ -185,7 +185,10 @@ class Ownership:
         physical = await self._engine.create_collection(*arguments)
         present = json.loads(physical.configuration_json)
         change: dict[str, Any] = {}
-        if holding is None or definition.version > holding.row.definition_version:
+        newer = holding is None or definition.version > holding.row.definition_version
+        if definition.version > _FIRST_VERSION and newer:
+            # A first definition is what the engine has just made the collection of: where it has a
+            # schema beside its configuration, the engine has weighed them against each other.
             change = _configuration_change(wanted, present)
         asked = persist_threshold.asked_for(
             collection.configuration_json, collection.schema_json, metadata

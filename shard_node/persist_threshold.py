@@ -15,16 +15,29 @@ import json
 from typing import Any
 
 CHROMA_DEFAULT = 1000
+# What a configuration may repeat of Chroma's defaults and still leave the word to the metadata.
+_CHROMA_DEFAULTS = {
+    "space": "l2", "ef_construction": 100, "ef_search": 100, "max_neighbors": 16,
+    "batch_size": 100, "sync_threshold": CHROMA_DEFAULT, "resize_factor": 1.2,
+}  # fmt: skip
 _LEAST = 250
 _RECORDS_PER_ROW = 160
 
 
 def asked_for(configuration_json: str, schema_json: str, metadata: dict[str, Any] | None) -> int:
-    """The threshold that a definition asks for, in queue rows; Chroma's default if none."""
-    configuration = json.loads(configuration_json or "{}").get("hnsw") or {}
+    """The threshold that a definition asks for, in queue rows; Chroma's default if none.
+
+    As in Chroma the metadata is listened to only where the configuration says nothing of its own
+    about the index, not even about another of its settings.
+    """
+    configuration = json.loads(configuration_json or "{}")
+    hnsw: dict[str, Any] = configuration.get("hnsw") or {}
+    own = configuration.get("spann") is not None or any(
+        value is not None and value != _CHROMA_DEFAULTS.get(key) for key, value in hnsw.items()
+    )
     found = [
-        configuration.get("sync_threshold"),
-        (metadata or {}).get("hnsw:sync_threshold"),
+        None if own else (metadata or {}).get("hnsw:sync_threshold"),
+        hnsw.get("sync_threshold"),
         *_thresholds(json.loads(schema_json or "{}")),
     ]
     return next((number for number in found if isinstance(number, int)), CHROMA_DEFAULT)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chroma_router.v1 import shard_pb2, types_pb2
-from chroma_router.wire.errors import InvalidRequest, Overloaded, Reason
+from chroma_router.wire.errors import InvalidRequest, NotFound, Overloaded, Reason
 from chroma_router.wire.slots import slot_of
 from shard_node.engine import Contents, Engine, EngineRefused, Nearest
 from shard_node.holdings import Grant, Holding, Holdings
@@ -25,6 +25,7 @@ _ENGINE_IDS = range(300, 30_000)  # fewer are scanned sooner, and exactly; more 
 _SCAN_CHUNK = 1000
 _ATTEMPTS = 3  # against records that vanish between finding and fetching
 _HIT_BYTES = 24
+_SHOWN_IDS, _SHOWN_CHARACTERS = 10, 40  # of an error's text, which travels in headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +94,11 @@ class Queries:
         holding, grant = self._holdings.granted(request.collection_id, request.epoch)
         most, ids = holding.owned_records(grant), None
         wanted = request.filter
-        if most and (wanted.by_ids or wanted.ids):
+        if wanted.by_ids or wanted.ids:
             mine = [i for i in wanted.ids if grant.owned[slot_of(i)]]
-            ids = [i for _, i in await self._index.keys(holding.row.number, mine)]
+            ids = [i for _, i in await self._index.keys(holding.row.number, mine)] if most else []
+            if request.ids_must_exist and len(ids) < len(mine):
+                raise _missing(mine, ids)
             most = len(ids)
         n = min(request.n_results, most)
         return _Search(holding, grant, list(request.embeddings), n, wanted, ids)
@@ -231,6 +234,20 @@ def _scored_of(found: Nearest) -> list[list[Scored]]:
 def _add_chunk(scan: ExactScan, found: Contents) -> None:
     if found.ids and found.embeddings is not None:
         scan.add(found.ids, [vector or b"" for vector in found.embeddings])
+
+
+def _missing(asked: Sequence[str], found: Sequence[str]) -> NotFound:
+    """Chroma's own words, and which ids they are about."""
+    present = set(found)
+    missing = [i for i in asked if i not in present]
+    shown = ", ".join(repr(i[:_SHOWN_CHARACTERS]) for i in missing[:_SHOWN_IDS])
+    more = len(missing) - _SHOWN_IDS
+    return NotFound(
+        f"Error finding id: the filter names records that do not exist: {shown}"
+        + (f" and {more} more" if more > 0 else "")
+        + "; leave them out, or give a condition as well",
+        Reason.RECORD_NOT_FOUND,
+    )
 
 
 def _check_embeddings(embeddings: Sequence[bytes]) -> None:

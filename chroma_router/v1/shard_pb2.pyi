@@ -153,20 +153,22 @@ class ApplyResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[OperationResult, _Mapping]]] = ..., apply_microseconds: _Optional[int] = ..., boot_id: _Optional[str] = ...) -> None: ...
 
 class ShardQueryRequest(_message.Message):
-    __slots__ = ("collection_id", "epoch", "embeddings", "n_results", "filter", "include")
+    __slots__ = ("collection_id", "epoch", "embeddings", "n_results", "filter", "include", "ids_must_exist")
     COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
     N_RESULTS_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_FIELD_NUMBER: _ClassVar[int]
+    IDS_MUST_EXIST_FIELD_NUMBER: _ClassVar[int]
     collection_id: str
     epoch: int
     embeddings: _containers.RepeatedScalarFieldContainer[bytes]
     n_results: int
     filter: _types_pb2.Filter
     include: _containers.RepeatedScalarFieldContainer[_types_pb2.Include]
-    def __init__(self, collection_id: _Optional[str] = ..., epoch: _Optional[int] = ..., embeddings: _Optional[_Iterable[bytes]] = ..., n_results: _Optional[int] = ..., filter: _Optional[_Union[_types_pb2.Filter, _Mapping]] = ..., include: _Optional[_Iterable[_Union[_types_pb2.Include, str]]] = ...) -> None: ...
+    ids_must_exist: bool
+    def __init__(self, collection_id: _Optional[str] = ..., epoch: _Optional[int] = ..., embeddings: _Optional[_Iterable[bytes]] = ..., n_results: _Optional[int] = ..., filter: _Optional[_Union[_types_pb2.Filter, _Mapping]] = ..., include: _Optional[_Iterable[_Union[_types_pb2.Include, str]]] = ..., ids_must_exist: _Optional[bool] = ...) -> None: ...
 
 class ShardQueryResult(_message.Message):
     __slots__ = ("ids", "distances", "hits")

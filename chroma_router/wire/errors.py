@@ -41,6 +41,7 @@ class Reason(StrEnum):
     TENANT_NOT_FOUND = "TENANT_NOT_FOUND"
     DATABASE_NOT_FOUND = "DATABASE_NOT_FOUND"
     COLLECTION_NOT_FOUND = "COLLECTION_NOT_FOUND"
+    RECORD_NOT_FOUND = "RECORD_NOT_FOUND"
     # AlreadyExists
     TENANT_EXISTS = "TENANT_EXISTS"
     DATABASE_EXISTS = "DATABASE_EXISTS"
@@ -201,6 +202,7 @@ CLASS_BY_REASON: Mapping[Reason, type[ClusterError]] = {
     Reason.TENANT_NOT_FOUND: NotFound,
     Reason.DATABASE_NOT_FOUND: NotFound,
     Reason.COLLECTION_NOT_FOUND: NotFound,
+    Reason.RECORD_NOT_FOUND: NotFound,
     Reason.TENANT_EXISTS: AlreadyExists,
     Reason.DATABASE_EXISTS: AlreadyExists,
     Reason.COLLECTION_EXISTS: AlreadyExists,
