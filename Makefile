@@ -18,7 +18,7 @@ TYPED := $(PACKAGES) $(wildcard tests) tools
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- environment ---------------------------------------------------------------------------------
 
@@ -115,6 +115,14 @@ test: venv ## all tests (ARGS="-k name" and the like are handed to pytest)
 .PHONY: test-unit
 test-unit: venv ## the tests that start no process or server
 	$(BIN)/python -m pytest -m "not integration" $(ARGS)
+
+.PHONY: conformance
+conformance: venv ## Chroma's own tests on a cluster (ARGS="--shards 5 core", property, all; -- pytest args)
+	$(BIN)/python -m tests.conformance $(ARGS)
+
+.PHONY: conformance-smoke
+conformance-smoke: venv ## a minute of them: on 3, 1 and 5 shards, and placed on one
+	$(BIN)/python -m tests.conformance smoke
 
 # --- work ----------------------------------------------------------------------------------------
 
