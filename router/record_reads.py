@@ -53,11 +53,14 @@ class RecordReads:
         n_results: int,
         chosen: types_pb2.Filter,
         include: Sequence[types_pb2.Include],
+        *,
+        ids_must_exist: bool = False,
     ) -> list[list[RankedHit]]:
         """For each embedding the nearest `n_results` of the chosen records, by distance, then id.
 
         Embeddings, number and filter are checked by the caller; the dimension is checked here
-        (InvalidRequest).
+        (InvalidRequest). `ids_must_exist`: an id of the filter that does not is NotFound
+        (RECORD_NOT_FOUND), else it is passed over.
         """
         if entry.dimension_state is not DimensionState.FIXED:
             # Another router may have fixed it since this entry was read.
@@ -77,6 +80,7 @@ class RecordReads:
                     n_results=n_results,
                     filter=part,
                     include=include,
+                    ids_must_exist=ids_must_exist,
                 )
                 for shard, part in _filters(entry, chosen).items()
             }

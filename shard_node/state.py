@@ -71,9 +71,13 @@ END""",
     "router_queue_applied": """CREATE TRIGGER router_queue_applied AFTER INSERT ON embeddings_queue
   WHEN (SELECT applied <> staged FROM router_batch WHERE one = 1)
 BEGIN UPDATE router_batch SET applied = staged WHERE one = 1; END""",
+    # The engine leaves the arrays of a deleted collection's records behind, under row ids that it
+    # gives out again: other records, of any collection, would have them as their own metadata.
+    "router_array_delete": """CREATE TRIGGER router_array_delete AFTER DELETE ON embeddings
+BEGIN DELETE FROM embedding_metadata_array WHERE id = OLD.id; END""",
 }
 
-LATER: frozenset[str] = frozenset({"router_record_slot"})
+LATER: frozenset[str] = frozenset({"router_record_slot", "router_array_delete"})
 """What directories of the first versions lack: made at open, and minded by any version since."""
 
 

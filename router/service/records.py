@@ -209,8 +209,15 @@ class RecordService:
         check_filter(request.filter, self._limits)
         entry = await self._directory.resolve(request.collection)
         call = ReadCall(deadline, allow_partial=request.allow_partial)
+        chosen = request.filter
         found = await self._reads.nearest(
-            call, entry, embeddings, request.n_results, request.filter, request.include
+            call,
+            entry,
+            embeddings,
+            request.n_results,
+            chosen,
+            request.include,
+            ids_must_exist=not (chosen.where or chosen.where_document),
         )
         return views_pb2.QueryResponseView(
             results=[views_pb2.QueryResultView(hits=[h.hit for h in hits]) for hits in found],

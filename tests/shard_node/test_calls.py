@@ -412,6 +412,36 @@ def test_query_by_ids(docs: CollectionCalls) -> None:
     assert sorted(i for i, _ in hits) == ["r398", "r399"]
 
 
+def test_query_by_ids_that_must_exist(docs: CollectionCalls) -> None:
+    def ids(*asked: str, **more: str) -> dict[str, Any]:
+        return {"filter": {"ids": asked, "by_ids": True, **more}, "ids_must_exist": True}
+
+    with pytest.raises(NotFound, match="Error finding id.*'r1'") as refused:
+        docs.query(floats(0, 0), **ids("r1"))
+    assert refused.value.reason is Reason.RECORD_NOT_FOUND
+    docs.write(ADD, *rows(50))
+    assert [i for i, _ in docs.query(floats(0, 0), **ids("r1"))[0]] == ["r1"]
+    assert docs.query(floats(0, 0), **ids()) == [[]]
+    with pytest.raises(NotFound, match="'nobody-0', .*'nobody-9' and 5 more"):
+        docs.query(floats(0, 0), **ids("r1", *(f"nobody-{n}" for n in range(15))))
+    docs.write(DELETE, "r1")
+    with pytest.raises(NotFound, match="'r1'"):
+        docs.query(floats(0, 0), **ids("r1", "r2"))
+    # What another shard owns is not this one's to know.
+    docs.own(ALL_SLOTS - {slot_of("r1")}, epoch=2)
+    assert [i for i, _ in docs.query(floats(0, 0), **ids("r1", "r2"))[0]] == ["r2"]
+
+
+def test_the_arrays_of_a_dropped_collection_do_not_pass_to_another(node: Node) -> None:
+    first = node.collection()
+    first.write(ADD, *(Row(f"r{n}", floats(n), metadata={"tags": ["x"]}) for n in range(9)))
+    node.call("DropCollection", shard_pb2.DropCollectionRequest(collection_id=first.id, epoch=1))
+    second = node.collection()
+    second.write(ADD, *(Row(f"r{n}", floats(n), metadata={"n": n}) for n in range(9)))
+    assert [set(record.metadata) for record in second.records()] == [{"n"}] * 9
+    assert second.ids(filter={"where": '{"tags":{"$contains":"x"}}'}) == []
+
+
 def test_the_wrong_dimension(docs: CollectionCalls) -> None:
     docs.write(ADD, *rows(3))
     for query in ([floats(1, 2, 3)], [floats(1, 2), floats(1)], [b"123"], [b""]):

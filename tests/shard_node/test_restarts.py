@@ -453,6 +453,12 @@ def test_a_directory_of_the_first_version_gets_what_it_lacks(mine: Node) -> None
     mine.stop()
     link = sqlite3.connect(mine.data / "chroma" / "chroma.sqlite3", isolation_level=None)
     link.execute("DROP INDEX router_record_slot")
+    link.execute("DROP TRIGGER router_array_delete")
+    (last,) = link.execute("SELECT max(id) FROM embeddings").fetchone()
+    link.executemany(
+        "INSERT INTO embedding_metadata_array(id, key, int_value) VALUES (?, 'left', 1)",
+        [(last,), (last + 1,)],  # of a record that is there, and of one that is not
+    )
     link.close()
     mine.start()
     docs.own()
@@ -468,6 +474,8 @@ def test_a_directory_of_the_first_version_gets_what_it_lacks(mine: Node) -> None
     link.close()
     assert "USING COVERING INDEX router_record_slot" in plan[0][3]
     assert len(plan) == 1, "and nothing is sorted"
+    docs.write(ADD, Row("r50", floats(50)))
+    assert [r.id for r in docs.records() if "left" in r.metadata] == ["r49"]
 
 
 def test_a_first_start_that_was_broken_off_begins_anew(data: Path) -> None:

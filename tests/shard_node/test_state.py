@@ -22,6 +22,7 @@ from shard_node.state import (
 
 QUEUE = """CREATE TABLE embeddings_queue(
   seq_id INTEGER PRIMARY KEY, topic TEXT, operation INTEGER, id TEXT)"""
+EMBEDDINGS = "CREATE TABLE embeddings(id INTEGER PRIMARY KEY)"
 CODES = {"add": 0, "update": 1, "upsert": 2, "delete": 3}
 
 
@@ -29,6 +30,7 @@ def make(path: Path) -> None:
     link = connect(path)
     link.execute("PRAGMA journal_mode=WAL")
     link.execute(QUEUE)
+    link.execute(EMBEDDINGS)
     for statement in SCHEMA.values():
         link.execute(statement)
     link.execute("INSERT INTO router_batch VALUES (1, 0, 0, 0, '')")
