@@ -290,6 +290,8 @@ def merged_configuration(current_json: str, update: dict[str, Any]) -> str:
     current = checked_json(current_json, "configuration_json") or {}
     fixed = {"space", "ef_construction", "max_neighbors"}
     for part, value in update.items():
+        if value is None:  # chromadb names every part, also those that stay
+            continue
         if not isinstance(value, dict) or not isinstance(current.get(part), dict):
             current[part] = value
             continue

@@ -91,7 +91,7 @@ def test_query_is_exact_on_small_sets(fresh: Fresh) -> None:
         assert found == [ids[i] for i in order]
         np.testing.assert_allclose(distances, exact[order], rtol=1e-5)
     some = ids[5:25]
-    narrowed = collection.query(query_embeddings=queries[:1], n_results=50, ids=[*some, "missing"])
+    narrowed = collection.query(query_embeddings=queries[:1], n_results=50, ids=some)
     assert sorted(narrowed["ids"][0]) == sorted(some)
     assert len(collection.query(query_embeddings=queries[:1], n_results=5000)["ids"][0]) == 300
 

@@ -49,6 +49,7 @@ class ScriptedShard(shard_pb2_grpc.ShardServiceServicer):
         self.epochs: dict[str, int] = {}
         self.applied: list[shard_pb2.Operation] = []
         self.holdings: list[shard_pb2.ListHoldingsResponse] = []
+        self.schema_json = ""
         self.seen: list[tuple[str, Any]] = []
         self.steps: dict[str, deque[Step]] = defaultdict(deque)
         self._arrivals: dict[str, asyncio.Queue[Any]] = defaultdict(asyncio.Queue)
@@ -119,7 +120,8 @@ class ScriptedShard(shard_pb2_grpc.ShardServiceServicer):
             raise self.stale(present)
         self.epochs[collection.id] = collection.epoch
         return shard_pb2.SetOwnershipResponse(
-            configuration_json='{"hnsw": {"space": "l2"}, "described": true}'
+            configuration_json='{"hnsw": {"space": "l2"}, "described": true}',
+            schema_json=self.schema_json,
         )
 
     def apply_now(self, request: shard_pb2.ApplyRequest) -> shard_pb2.ApplyResponse:

@@ -416,13 +416,13 @@ def test_query_by_ids_that_must_exist(docs: CollectionCalls) -> None:
     def ids(*asked: str, **more: str) -> dict[str, Any]:
         return {"filter": {"ids": asked, "by_ids": True, **more}, "ids_must_exist": True}
 
-    with pytest.raises(NotFound, match="Error finding id.*'r1'") as refused:
+    with pytest.raises(NotFound, match=r"Error finding id.*'r1'") as refused:
         docs.query(floats(0, 0), **ids("r1"))
     assert refused.value.reason is Reason.RECORD_NOT_FOUND
     docs.write(ADD, *rows(50))
     assert [i for i, _ in docs.query(floats(0, 0), **ids("r1"))[0]] == ["r1"]
     assert docs.query(floats(0, 0), **ids()) == [[]]
-    with pytest.raises(NotFound, match="'nobody-0', .*'nobody-9' and 5 more"):
+    with pytest.raises(NotFound, match=r"'nobody-0', .*'nobody-9' and 5 more"):
         docs.query(floats(0, 0), **ids("r1", *(f"nobody-{n}" for n in range(15))))
     docs.write(DELETE, "r1")
     with pytest.raises(NotFound, match="'r1'"):
