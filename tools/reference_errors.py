@@ -41,6 +41,8 @@ MEANINGS: Mapping[Reason, str] = {
     Reason.TENANT_NOT_FOUND: "There is no such tenant.",
     Reason.DATABASE_NOT_FOUND: "There is no such database in the tenant, or no such tenant.",
     Reason.COLLECTION_NOT_FOUND: "There is no such collection, or it is being deleted.",
+    Reason.RECORD_NOT_FOUND: "The filter of a query names an id that does not exist, and has no "
+    "condition.",
     Reason.TENANT_EXISTS: "A tenant of this name exists.",
     Reason.DATABASE_EXISTS: "A database of this name exists in the tenant.",
     Reason.COLLECTION_EXISTS: "A collection of this name exists in the database.",

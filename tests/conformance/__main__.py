@@ -100,12 +100,15 @@ class Run:
 
 def smoke(options: Sequence[str]) -> list[Run]:
     """What CI has time for: every kind of cluster, and tests of every kind of call."""
-    few = ("property/test_add.py", "property/test_embeddings.py", "property/test_filtering.py")
+    few = (
+        *("property/test_add.py::test_add_small", "property/test_filtering.py"),
+        "property/test_embeddings.py::test_embeddings_state",
+    )
     return [
-        Run(3, 0, CORE, 3, options),
-        Run(1, 0, few, 3, options),
-        Run(5, 0, few, 3, options),
-        Run(3, 1, few, 3, options),
+        Run(3, 0, ("test_api.py", "api/test_schema_e2e.py"), 2, options),
+        Run(1, 0, few, 2, options),
+        Run(5, 0, few, 2, options),
+        Run(3, 1, few, 2, options),
     ]
 
 
