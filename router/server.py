@@ -24,12 +24,14 @@ from router.directory import Directory
 from router.reaper import Reaper
 from router.record_reads import RecordReads
 from router.scatter import ReadPath
+from router.service.bulk import BulkUpserts
 from router.service.catalog import CatalogService
 from router.service.cluster import ClusterService
 from router.service.handlers import Gate, server_stream, unary
 from router.service.records import RecordService
 from router.service.scan import ScanService
 from router.service.search import SearchService
+from router.service.streams import bidirectional
 from router.settings import RouterSettings
 from router.shard_client import MAX_MESSAGE_BYTES
 from router.write_path import WritePath
@@ -108,14 +110,18 @@ async def _serve(
         writes = WritePath(catalog, cluster, directory, clock, tasks)
         reads = RecordReads(directory, ReadPath(cluster, directory), limits)
         gate, draining = Gate(settings.request_bytes), asyncio.Event()
+        records = RecordService(directory, writes, reads, limits)
         server, health_servicer = _grpc_server(
             settings,
             gate,
             draining,
             (
-                RecordService(directory, writes, reads, limits),
+                records,
                 ScanService(directory, reads, limits),
                 SearchService(directory, reads, limits),
+                BulkUpserts(
+                    records, directory, writes, gate, settings.request_timeout_seconds, draining
+                ),
             ),
             CatalogService(
                 catalog,
@@ -162,7 +168,7 @@ def _grpc_server(
     settings: RouterSettings,
     gate: Gate,
     draining: asyncio.Event,
-    records: tuple[RecordService, ScanService, SearchService],
+    records: tuple[RecordService, ScanService, SearchService, BulkUpserts],
     catalog: CatalogService,
     cluster: ClusterService,
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
@@ -184,11 +190,14 @@ def _grpc_server(
             if handler is None:
                 continue  # gRPC itself answers UNIMPLEMENTED
             seconds = settings.request_timeout_seconds
-            handlers[method.name] = (
-                server_stream(handler, parse, seconds, gate, answers, draining)
-                if method.server_streaming
-                else unary(handler, parse, seconds, gate)
-            )
+            if method.client_streaming:
+                handlers[method.name] = bidirectional(handler)
+            elif method.server_streaming:
+                handlers[method.name] = server_stream(
+                    handler, parse, seconds, gate, answers, draining
+                )
+            else:
+                handlers[method.name] = unary(handler, parse, seconds, gate)
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(descriptor.full_name, handlers),)
         )

@@ -71,10 +71,21 @@ class RecordService:
     async def _write(
         self, kind: WriteKind, view: views_pb2.WriteRequestView, deadline: float
     ) -> str:
+        write, dimension = self.checked(kind, view)
+        entry = await self._directory.resolve(view.collection)
+        await self._writes.write(entry, write, dimension, deadline)
+        return write.request_id
+
+    def checked(
+        self, kind: WriteKind, view: views_pb2.WriteRequestView
+    ) -> tuple[Write, int | None]:
+        """The write that a request asks for, found good, and the dimension of its embeddings.
+
+        Its new records take their place in insertion order here. Raises InvalidRequest.
+        """
         request_id = self._request_id(view.request_id)
         records = list(view.records)
         checked = check_write(kind, records, self._limits)
-        entry = await self._directory.resolve(view.collection)
         may_be_new = kind is not WriteKind.UPDATE
         write = Write(
             kind=_OPERATIONS[kind],
@@ -85,8 +96,7 @@ class RecordService:
             digest=_digest(*records),
             metadata_types=checked.metadata_types,
         )
-        await self._writes.write(entry, write, checked.dimension, deadline)
-        return request_id
+        return write, checked.dimension
 
     async def delete(
         self, request: records_pb2.DeleteRequest, deadline: float
