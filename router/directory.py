@@ -19,6 +19,7 @@ from chroma_router.wire.errors import (
     ClusterError,
     InvalidRequest,
     NotAllowed,
+    NotFound,
     Reason,
     Stale,
     Unavailable,
@@ -101,7 +102,8 @@ class Directory:
 
         A collection is in the catalog before any node has it (a node must never hold one that the
         catalog does not know), so whoever meets it first asks its shards. Raises InvalidRequest
-        when the engine refuses the configuration, Unavailable when no shard answers.
+        when the engine refuses the configuration, NotFound when it is dropped meanwhile,
+        Unavailable when no shard answers.
         """
         if entry.version != UNDESCRIBED_VERSION:
             return entry
@@ -109,7 +111,7 @@ class Directory:
         answers = await settled(self._give(shard, entry.id) for shard in shards)
         described = [a for a in answers if isinstance(a, shard_pb2.SetOwnershipResponse)]
         for answer in answers:
-            if isinstance(answer, InvalidRequest):
+            if isinstance(answer, InvalidRequest | NotFound):
                 raise answer
         if not described:
             raise Unavailable(

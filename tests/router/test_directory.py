@@ -68,6 +68,17 @@ async def test_a_collection_that_no_shard_describes(tmp_path: Path) -> None:
             await router.directory.refresh(raw.id)
 
 
+async def test_a_collection_that_its_shards_dropped_meanwhile(tmp_path: Path) -> None:
+    """Not "no shard answers", at which a client would wait and ask again."""
+    async with rig(tmp_path) as router:
+        raw, _ = await router.catalog.create_collection(new(shards=tuple(router.shards)), False)
+        for shard in router.shards.values():
+            shard.then("SetOwnership", NotFound("scripted: dropped"))
+        with pytest.raises(NotFound, match="dropped") as gone:
+            await router.directory.refresh(raw.id)
+        assert gone.value.reason is Reason.COLLECTION_NOT_FOUND, "get_or_create begins anew"
+
+
 async def test_a_node_that_is_behind_is_given_what_the_catalog_holds(tmp_path: Path) -> None:
     async with rig(tmp_path) as router:
         entry = await router.collection()
