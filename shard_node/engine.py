@@ -7,6 +7,7 @@ means.
 
 import asyncio
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -35,6 +36,11 @@ RETRY_AFTER_SECONDS = 0.5
 _READS = frozenset({"get", "query"})
 _WATCH_SECONDS = 0.5
 _CLOSE_SECONDS = 30.0
+# The engine tells SQLite's error by its code. With these alone a statement is refused for what it
+# is: SQLITE_ERROR (too many variables, too deep an expression) and SQLITE_CONSTRAINT_FUNCTION
+# (Chroma's regex function, for a pattern that grows too large).
+_SQLITE_CODE = re.compile(r"error returned from database: \(code: (\d+)\)")
+_SQLITE_REFUSALS = frozenset({1, 1043})
 _IDS_BESIDE_WHERE = 8  # more cost 4-5 ms each; matching all and intersecting wins (docs/adr/0003)
 
 
@@ -63,6 +69,11 @@ class EngineRefused(Exception):
                 return NotFound(self.text)
             case "UniqueConstraintError":
                 return AlreadyExists(self.text)
+            case "FilterTooLarge":
+                return InvalidRequest(
+                    "where: the engine cannot evaluate so large a filter; write fewer conditions,"
+                    f" shorter lists, or a simpler $regex ({self.text})"
+                )
             case "FrameTooLarge":
                 return Overloaded(f"engine: {self.text}: ask for less", Reason.ANSWER_TOO_LARGE)
             case _:
@@ -228,7 +239,8 @@ class Engine:
     ) -> Contents:
         """The records that match, in the engine's order."""
         conditions = (where or None, where_document or None)
-        return Contents(*await self._call("get", physical, ids, *conditions, list(include)))
+        found = await self._filtered(conditions, "get", physical, ids, *conditions, list(include))
+        return Contents(*found)
 
     async def matching(
         self, physical: str, ids: Sequence[str] | None, where: str, where_document: str
@@ -264,13 +276,26 @@ class Engine:
         include: Sequence[str] = (),
     ) -> Nearest:
         """The nearest records that match, for each embedding, with their distances."""
-        found = await self._call(
-            "query", physical, ids, embeddings, n_results, where or None, where_document or None,
+        conditions = (where or None, where_document or None)
+        found = await self._filtered(
+            conditions, "query", physical, ids, embeddings, n_results, *conditions,
             ["distances", *include],
         )  # fmt: skip
         return Nearest(*found)
 
     # ------------------------------------------------------------------------------ machinery
+
+    async def _filtered(
+        self, conditions: tuple[str | None, str | None], method: str, *arguments: Any
+    ) -> Any:
+        """A read with conditions: the statement that the engine makes of them may be too large."""
+        try:
+            return await self._call(method, *arguments)
+        except EngineRefused as refused:
+            code = _SQLITE_CODE.search(refused.text)
+            if any(conditions) and code and int(code[1]) in _SQLITE_REFUSALS:
+                raise EngineRefused("FilterTooLarge", refused.text) from None
+            raise
 
     async def _call(self, method: str, *arguments: Any, bound: float | None = None) -> Any:
         if method not in _READS:

@@ -15,7 +15,8 @@ from chroma_router.wire.slots import slot_of
 
 ENGINE_ROWS = 5461  # the engine's get_max_batch_size: more does not go into one of its transactions
 MAX_DELETED_IDS = 100_000  # in one delete; they go to the engine in steps
-MAX_SEQUENCE = (1 << 63) - 1
+# Half of what SQLite keeps: a router that has seen the highest has as many ahead of it.
+MAX_SEQUENCE = 1 << 62
 
 
 class Kind(IntEnum):
@@ -118,10 +119,10 @@ def _check_rows(
         raise InvalidRequest("the operation has no records")
     if [record.id for record in records] != ids:
         raise InvalidRequest("the ids and the records of the operation differ")
-    if kind is not Kind.UPDATE and len(sequences) != len(ids):
+    if len(sequences) != len(ids) and (sequences or kind is not Kind.UPDATE):
         raise InvalidRequest(f"{len(ids)} records have {len(sequences)} sequences")
     if any(sequence > MAX_SEQUENCE for sequence in sequences):
-        raise InvalidRequest("a sequence is over 2^63 - 1")
+        raise InvalidRequest("a sequence is over 2^62")
     for record in records:
         _check_record(kind, record)
 

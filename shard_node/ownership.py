@@ -23,7 +23,7 @@ from chroma_router.wire.errors import (
 )
 from chroma_router.wire.records import metadata_from_wire
 from chroma_router.wire.slots import SLOT_BITMAP_BYTES, SLOT_COUNT
-from shard_node import persist_threshold
+from shard_node import index_bounds, persist_threshold
 from shard_node.engine import Engine, EngineLost, EngineRefused, PhysicalCollection
 from shard_node.holdings import Grant, Holding, Holdings
 from shard_node.state import CollectionRow, State
@@ -35,6 +35,7 @@ _T = TypeVar("_T")
 # What the engine lets be changed of a configuration; the rest is fixed with the collection.
 _CHANGEABLE_HNSW = ("ef_search", "num_threads", "batch_size", "resize_factor")
 _PURGED_AT_ONCE = 5000
+_MAX_INTEGER = 2**63 - 1  # of SQLite
 
 # The version of a definition that no engine has described yet.
 _FIRST_VERSION = 1
@@ -55,7 +56,10 @@ class Ownership:
         try:
             physical = await self._physical(request.definition, holding)
         except EngineRefused as refused:
-            raise refused.as_error() from refused
+            error = refused.as_error()
+            if isinstance(error, InvalidRequest):  # of the text, the engine says only where in it
+                error = InvalidRequest(f"configuration, schema or metadata: {error.message}")
+            raise error from refused
         row = self._row(request, physical, holding)
         if holding is None:
             row = await self._in_writer(self._state.put_collection, row)
@@ -76,6 +80,7 @@ class Ownership:
     async def drop(self, collection_id: str, epoch: int) -> None:
         """Remembers the drop durably, then deletes what there is of the collection."""
         _check_uuid(collection_id)
+        _check_number("epoch", epoch)
         if collection_id in self._holdings.dropped:
             return
         holding = self._holdings.live.get(collection_id)
@@ -136,6 +141,8 @@ class Ownership:
             raise NotFound(f"collection {collection.id} was dropped and never comes back")
         if collection.epoch < 1:
             raise InvalidRequest("the epoch of an ownership is at least 1")
+        _check_number("epoch", collection.epoch)
+        _check_number("version", request.definition.version)
         try:
             grant = Grant.of(collection.epoch, request.owned_slots)
         except ValueError as error:
@@ -170,8 +177,12 @@ class Ownership:
         try:
             metadata: dict[str, Any] | None = metadata_from_wire(collection.metadata) or None
             wanted = json.loads(collection.configuration_json or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"collection {collection.id}: {error}") from error
+        if not isinstance(wanted, dict):
+            raise InvalidRequest(f"collection {collection.id}: configuration_json is not an object")
+        if holding is None or not isinstance(wanted.get("hnsw"), dict):
+            index_bounds.check(wanted.get("hnsw"))
         arguments: tuple[str, str | None, str | None, dict[str, Any] | None]
         if definition.version > _FIRST_VERSION and collection.schema_json:
             # Described by an engine before: its schema says everything, and the engine refuses a
@@ -184,6 +195,8 @@ class Ownership:
             )  # fmt: skip
         physical = await self._engine.create_collection(*arguments)
         present = json.loads(physical.configuration_json)
+        if holding is None:
+            await self._check_index(collection.id, present)
         change: dict[str, Any] = {}
         newer = holding is None or definition.version > holding.row.definition_version
         if definition.version > _FIRST_VERSION and newer:
@@ -205,6 +218,14 @@ class Ownership:
             configuration_json=persist_threshold.reported(physical.configuration_json, asked),
             schema_json=persist_threshold.reported(physical.schema_json, asked),
         )
+
+    async def _check_index(self, collection_id: str, present: dict[str, Any]) -> None:
+        """Whatever said it, configuration, schema or metadata: nothing has used the index yet."""
+        try:
+            index_bounds.check(present.get("hnsw"))
+        except InvalidRequest:
+            await self._engine.delete_collection(collection_id)
+            raise
 
     async def _load(self, physical: PhysicalCollection) -> None:
         try:
@@ -257,6 +278,11 @@ def _check_uuid(text: str) -> None:
         canonical = ""
     if canonical != text:
         raise InvalidRequest(f"{text!r} is not a UUID in its usual text form")
+
+
+def _check_number(field: str, number: int) -> None:
+    if number > _MAX_INTEGER:
+        raise InvalidRequest(f"{field} {number} is above {_MAX_INTEGER}: no catalog counts so far")
 
 
 def _space(physical: PhysicalCollection) -> str:

@@ -36,6 +36,8 @@ FIRST_EPOCH = 1
 CHANGE_ROUNDS = 20
 """How often a change of a collection is decided again because another one came first."""
 
+_CONFIGURATION_PARTS = ("hnsw", "spann", "embedding_function")
+
 
 class CatalogService:
     """The calls of CatalogService, free of gRPC."""
@@ -292,7 +294,8 @@ def merged_configuration(current_json: str, update: dict[str, Any]) -> str:
     for part, value in update.items():
         if value is None:  # chromadb names every part, also those that stay
             continue
-        if not isinstance(value, dict) or not isinstance(current.get(part), dict):
+        _check_part(part, value, current)
+        if not isinstance(current.get(part), dict):
             current[part] = value
             continue
         for key, new in value.items():
@@ -304,6 +307,21 @@ def merged_configuration(current_json: str, update: dict[str, Any]) -> str:
             if new is not None:
                 current[part][key] = new
     return json.dumps(current, separators=(",", ":"), sort_keys=True)
+
+
+def _check_part(part: str, value: object, current: Mapping[str, Any]) -> None:
+    """Raises InvalidRequest for what would leave a configuration that no engine can read."""
+    if part not in _CONFIGURATION_PARTS:
+        raise InvalidRequest(
+            f"configuration {part!r} is not known; parts are {', '.join(_CONFIGURATION_PARTS)}"
+        )
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"configuration {part} is not an object; send one such as {{}}")
+    if part in {"hnsw", "spann"} and not isinstance(current.get(part), dict):
+        raise InvalidRequest(
+            f"configuration {part}: the collection has no {part} index, and its kind cannot be "
+            "changed; make another collection and copy the records"
+        )
 
 
 def _metadata(wire: Mapping[str, types_pb2.MetadataValue]) -> Metadata | None:

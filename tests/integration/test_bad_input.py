@@ -1,5 +1,6 @@
 """What a hostile or hurried client sends over raw gRPC: refused, named, nothing stored."""
 
+import json
 import math
 import sqlite3
 import struct
@@ -43,7 +44,7 @@ class Raw:
             catalog_pb2.CreateCollectionRequest(name=f"bad-{uuid.uuid4()}")
         )
         self.ref = types_pb2.CollectionRef(id=made.collection.id)
-        self.add(Record(id="good", embedding=floats(1, 2)))
+        self.add(Record(id="good", embedding=floats(1, 2), document="good"))
 
     def add(self, *records: types_pb2.Record) -> None:
         """Adds records."""
@@ -108,6 +109,10 @@ WHERES: dict[str, Any] = {
     "nested 10,000 deep": {"where": '{"$and": [' * 10_000 + '{"a": 1}' + "]}" * 10_000},
     "a document operator that is none": {"where_document": '{"$like": "x"}'},
     "over 1 MiB": {"where": '{"a": "' + "x" * (1 << 20) + '"}'},
+    # These the engine cannot put into a statement of SQL.
+    "2,000 conditions": {"where": json.dumps({"$and": [{"a": n} for n in range(2_000)]})},
+    "40,000 values": {"where": json.dumps({"a": {"$in": list(range(40_000))}})},
+    "a pattern that grows": {"where_document": '{"$regex": "a{1000}{1000}"}'},
 }
 
 
@@ -126,6 +131,61 @@ def test_a_malformed_filter_is_refused_everywhere(raw: Raw, what: str) -> None:
         assert code is grpc.StatusCode.INVALID_ARGUMENT, text
         assert "where" in text
     assert raw.count() == 1
+
+
+CONFIGURATIONS = {
+    "hnsw.max_neighbors": [{"max_neighbors": 0}, {"max_neighbors": 1_000_000}],
+    "hnsw.sync_threshold": [{"sync_threshold": 0}, {"sync_threshold": 2**60}],
+    "hnsw.batch_size": [{"batch_size": 0}],
+}
+
+
+def test_an_index_that_would_undo_the_engine_is_refused_however_it_is_asked_for(raw: Raw) -> None:
+    """With 0 or a million neighbours the first write ended the engine, and each start again."""
+    asked: list[tuple[str, dict[str, Any]]] = [
+        (name, {"configuration_json": json.dumps({"hnsw": hnsw})})
+        for name, parts in CONFIGURATIONS.items()
+        for hnsw in parts
+    ]
+    asked += [
+        ("hnsw", {"metadata": {"hnsw:M": Value(int_value=number)}}) for number in (0, -1, 10**6)
+    ]
+    for name, options in asked:
+        wanted = f"bad-{uuid.uuid4()}"
+        request = catalog_pb2.CreateCollectionRequest(name=wanted, **options)
+        code, text = refusal(raw.catalog.CreateCollection, request, timeout=10)
+        assert code is grpc.StatusCode.INVALID_ARGUMENT, text
+        assert name in text
+        ref = types_pb2.CollectionRef(name=wanted)
+        code, _ = refusal(
+            raw.catalog.GetCollection, catalog_pb2.GetCollectionRequest(collection=ref)
+        )
+        assert code is grpc.StatusCode.NOT_FOUND, "as if never made"
+    assert raw.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ('{"hnsw": 1}', "hnsw"),
+        ('{"hnsw": []}', "hnsw"),
+        ('{"spann": {"space": "l2"}}', "spann"),
+        ('{"unknown": {}}', "unknown"),
+        ('{"embedding_function": 1}', "embedding_function"),
+    ],
+)
+def test_a_change_that_no_engine_could_read_is_not_kept(raw: Raw, change: str, named: str) -> None:
+    """It was kept in the catalog, and the collection's next grant failed."""
+    which = catalog_pb2.GetCollectionRequest(collection=raw.ref)
+    before = raw.catalog.GetCollection(which).collection.configuration_json
+    request = catalog_pb2.UpdateCollectionRequest(collection=raw.ref, new_configuration_json=change)
+    code, text = refusal(raw.catalog.UpdateCollection, request)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT, text
+    assert named in text
+    request.new_configuration_json = '{"hnsw": null}'
+    raw.catalog.UpdateCollection(request)
+    after = raw.catalog.GetCollection(which).collection.configuration_json
+    assert json.loads(after) == json.loads(before)
 
 
 QUERIES: dict[str, Any] = {

@@ -133,6 +133,45 @@ def test_the_filled_in_configuration_and_schema_can_be_given_back(node: Node) ->
     assert '"ef_search": 42' in again.configuration_json
 
 
+def test_a_configuration_with_which_the_engine_would_not_live(node: Node) -> None:
+    made = CollectionCalls(node, "bb9f9d56-6a0b-44a5-ae1c-0c1d3a0d5f00")
+    for configuration in ('{"hnsw":{"max_neighbors":0}}', '{"hnsw":1}', '[{"hnsw":{}}]'):
+        with pytest.raises(InvalidRequest, match="configuration"):
+            made.own(configuration=configuration)
+    made.own()
+    made.write(ADD, *rows(3))
+    assert made.count() == 3
+
+
+def test_numbers_that_sqlite_cannot_keep(node: Node, docs: CollectionCalls) -> None:
+    for epoch in (2**63, 2**64 - 1):
+        for collection in (docs.id, "cc9f9d56-6a0b-44a5-ae1c-0c1d3a0d5f00"):
+            request = shard_pb2.DropCollectionRequest(collection_id=collection, epoch=epoch)
+            with pytest.raises(InvalidRequest, match="epoch"):
+                node.call("DropCollection", request)
+        with pytest.raises(InvalidRequest, match="epoch"):
+            docs.own(epoch=epoch)
+        docs.epoch = 1
+        with pytest.raises(InvalidRequest, match="version"):
+            docs.own(version=epoch)
+    docs.own()
+    assert docs.count() == 0
+
+
+@pytest.mark.parametrize("kind", [ADD, UPDATE, UPSERT])
+def test_sequences_that_do_not_go_with_the_ids(docs: CollectionCalls, kind: int) -> None:
+    """Of an update they were not looked at, and the node ended."""
+    docs.write(ADD, *rows(3))
+    for sequences in ([1], [1, 2, 3, 4], [1, 2, 2**62 + 1]):
+        operation = docs.operation(kind, rows(3))
+        operation.sequences[:] = sequences
+        (result,) = docs.apply(operation)
+        assert result.refused_reason == Reason.INVALID_ARGUMENT
+        assert "sequence" in result.message
+    docs.write(ADD, Row("last", floats(1, 2), sequence=2**62))
+    assert docs.count() == 4
+
+
 def test_a_dropped_collection_never_comes_back(docs: CollectionCalls) -> None:
     docs.write(ADD, *rows(3))
     for _ in range(2):
