@@ -124,6 +124,13 @@ conformance: venv ## Chroma's own tests on a cluster (ARGS="--shards 5 core", pr
 conformance-smoke: venv ## a minute of them: on 3, 1 and 5 shards, and placed on one
 	$(BIN)/python -m tests.conformance smoke
 
+FUZZ_SECONDS ?= 60
+FUZZ_SEED ?= new
+
+.PHONY: fuzz
+fuzz: venv ## hostile messages to every call of a running cluster (FUZZ_SECONDS=60 FUZZ_SEED=new)
+	FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -s tests/fuzz $(ARGS)
+
 # --- work ----------------------------------------------------------------------------------------
 
 .PHONY: demo

@@ -1,0 +1,1 @@
+"""Hostile messages to every call of a running cluster."""
