@@ -149,13 +149,14 @@ def search_result(
 
 
 def _embeddings(records: Sequence[types_pb2.Record]) -> Any:
-    """The embeddings as one float32 matrix; an empty list where Chroma gives one."""
+    """The embeddings as one matrix of float64, which is what Chroma's clients give (their elements
+    are Python floats, which JSON knows, and float32 are not); an empty list where Chroma gives one.
+    """
     if not records:
         return []
-    matrix: NDArray[np.float32] = np.frombuffer(
-        b"".join([record.embedding for record in records]), _FLOAT32
-    )
-    return matrix.reshape(len(records), -1)
+    values = np.frombuffer(b"".join([record.embedding for record in records]), _FLOAT32)
+    matrix: NDArray[np.float64] = values.astype(np.float64).reshape(len(records), -1)
+    return matrix
 
 
 def _documents(records: Sequence[types_pb2.Record]) -> list[str]:
@@ -170,4 +171,7 @@ def _uris(records: Sequence[types_pb2.Record]) -> list[str]:
 
 
 def _metadatas(records: Sequence[types_pb2.Record]) -> list[Any]:
-    return [metadata_from_wire(record.metadata) if record.metadata else None for record in records]
+    return [
+        metadata_from_wire(record.metadata) if record.metadata or record.empty_metadata else None
+        for record in records
+    ]

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63hroma_router/v1/types.proto\x12\x10\x63hroma_router.v1\"\xd3\x02\n\rMetadataValue\x12\x16\n\x0cstring_value\x18\x01 \x01(\tH\x00\x12\x13\n\tint_value\x18\x02 \x01(\x03H\x00\x12\x15\n\x0b\x66loat_value\x18\x03 \x01(\x01H\x00\x12\x14\n\nbool_value\x18\x04 \x01(\x08H\x00\x12\x35\n\x0cstring_array\x18\x05 \x01(\x0b\x32\x1d.chroma_router.v1.StringArrayH\x00\x12/\n\tint_array\x18\x06 \x01(\x0b\x32\x1a.chroma_router.v1.IntArrayH\x00\x12\x33\n\x0b\x66loat_array\x18\x07 \x01(\x0b\x32\x1c.chroma_router.v1.FloatArrayH\x00\x12\x31\n\nbool_array\x18\x08 \x01(\x0b\x32\x1b.chroma_router.v1.BoolArrayH\x00\x12\x10\n\x06\x61\x62sent\x18\t \x01(\x08H\x00\x42\x06\n\x04kind\"\x1d\n\x0bStringArray\x12\x0e\n\x06values\x18\x01 \x03(\t\"\x1a\n\x08IntArray\x12\x0e\n\x06values\x18\x01 \x03(\x03\"\x1c\n\nFloatArray\x12\x0e\n\x06values\x18\x01 \x03(\x01\"\x1b\n\tBoolArray\x12\x0e\n\x06values\x18\x01 \x03(\x08\"\x84\x02\n\x06Record\x12\n\n\x02id\x18\x01 \x01(\t\x12\x16\n\tembedding\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\x15\n\x08\x64ocument\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x10\n\x03uri\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x38\n\x08metadata\x18\x05 \x03(\x0b\x32&.chroma_router.v1.Record.MetadataEntry\x1aP\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12.\n\x05value\x18\x02 \x01(\x0b\x32\x1f.chroma_router.v1.MetadataValue:\x02\x38\x01\x42\x0c\n\n_embeddingB\x0b\n\t_documentB\x06\n\x04_uri\"b\n\x03Hit\x12(\n\x06record\x18\x01 \x01(\x0b\x32\x18.chroma_router.v1.Record\x12\x15\n\x08\x64istance\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05shard\x18\x03 \x01(\tB\x0b\n\t_distance\"]\n\rCollectionRef\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tabase\x18\x02 \x01(\t\x12\x0c\n\x02id\x18\x03 \x01(\tH\x00\x12\x0e\n\x04name\x18\x04 \x01(\tH\x00\x42\x0c\n\ncollection\"L\n\x06\x46ilter\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\x0e\n\x06\x62y_ids\x18\x02 \x01(\x08\x12\r\n\x05where\x18\x03 \x01(\t\x12\x16\n\x0ewhere_document\x18\x04 \x01(\t\"g\n\x08\x43overage\x12\x14\n\x0c\x61sked_shards\x18\x01 \x03(\t\x12\x17\n\x0f\x61nswered_shards\x18\x02 \x03(\t\x12\x16\n\x0emissing_shards\x18\x03 \x03(\t\x12\x14\n\x0crecord_share\x18\x04 \x01(\x01\"\xc5\x02\n\nCollection\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x10\n\x08\x64\x61tabase\x18\x04 \x01(\t\x12<\n\x08metadata\x18\x05 \x03(\x0b\x32*.chroma_router.v1.Collection.MetadataEntry\x12\x1a\n\x12\x63onfiguration_json\x18\x06 \x01(\t\x12\x13\n\x0bschema_json\x18\x07 \x01(\t\x12\x11\n\tdimension\x18\x08 \x01(\r\x12\r\n\x05\x65poch\x18\t \x01(\x04\x12\x18\n\x10placement_shards\x18\n \x01(\r\x1aP\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12.\n\x05value\x18\x02 \x01(\x0b\x32\x1f.chroma_router.v1.MetadataValue:\x02\x38\x01\"\xc2\x01\n\x0cWriteOutcome\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61pplied_shards\x18\x02 \x03(\t\x12\x16\n\x0erefused_shards\x18\x03 \x03(\t\x12\x16\n\x0eunknown_shards\x18\x04 \x03(\t\x12\x13\n\x0brefused_ids\x18\x05 \x03(\t\x12\x13\n\x0bunknown_ids\x18\x06 \x03(\t\x12\x15\n\rrefused_count\x18\x07 \x01(\r\x12\x15\n\runknown_count\x18\x08 \x01(\r*\x91\x01\n\x07Include\x12\x17\n\x13INCLUDE_UNSPECIFIED\x10\x00\x12\x15\n\x11INCLUDE_DOCUMENTS\x10\x01\x12\x15\n\x11INCLUDE_METADATAS\x10\x02\x12\x16\n\x12INCLUDE_EMBEDDINGS\x10\x03\x12\x15\n\x11INCLUDE_DISTANCES\x10\x04\x12\x10\n\x0cINCLUDE_URIS\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63hroma_router/v1/types.proto\x12\x10\x63hroma_router.v1\"\xd3\x02\n\rMetadataValue\x12\x16\n\x0cstring_value\x18\x01 \x01(\tH\x00\x12\x13\n\tint_value\x18\x02 \x01(\x03H\x00\x12\x15\n\x0b\x66loat_value\x18\x03 \x01(\x01H\x00\x12\x14\n\nbool_value\x18\x04 \x01(\x08H\x00\x12\x35\n\x0cstring_array\x18\x05 \x01(\x0b\x32\x1d.chroma_router.v1.StringArrayH\x00\x12/\n\tint_array\x18\x06 \x01(\x0b\x32\x1a.chroma_router.v1.IntArrayH\x00\x12\x33\n\x0b\x66loat_array\x18\x07 \x01(\x0b\x32\x1c.chroma_router.v1.FloatArrayH\x00\x12\x31\n\nbool_array\x18\x08 \x01(\x0b\x32\x1b.chroma_router.v1.BoolArrayH\x00\x12\x10\n\x06\x61\x62sent\x18\t \x01(\x08H\x00\x42\x06\n\x04kind\"\x1d\n\x0bStringArray\x12\x0e\n\x06values\x18\x01 \x03(\t\"\x1a\n\x08IntArray\x12\x0e\n\x06values\x18\x01 \x03(\x03\"\x1c\n\nFloatArray\x12\x0e\n\x06values\x18\x01 \x03(\x01\"\x1b\n\tBoolArray\x12\x0e\n\x06values\x18\x01 \x03(\x08\"\x9c\x02\n\x06Record\x12\n\n\x02id\x18\x01 \x01(\t\x12\x16\n\tembedding\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\x15\n\x08\x64ocument\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x10\n\x03uri\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x38\n\x08metadata\x18\x05 \x03(\x0b\x32&.chroma_router.v1.Record.MetadataEntry\x12\x16\n\x0e\x65mpty_metadata\x18\x06 \x01(\x08\x1aP\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12.\n\x05value\x18\x02 \x01(\x0b\x32\x1f.chroma_router.v1.MetadataValue:\x02\x38\x01\x42\x0c\n\n_embeddingB\x0b\n\t_documentB\x06\n\x04_uri\"b\n\x03Hit\x12(\n\x06record\x18\x01 \x01(\x0b\x32\x18.chroma_router.v1.Record\x12\x15\n\x08\x64istance\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05shard\x18\x03 \x01(\tB\x0b\n\t_distance\"]\n\rCollectionRef\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tabase\x18\x02 \x01(\t\x12\x0c\n\x02id\x18\x03 \x01(\tH\x00\x12\x0e\n\x04name\x18\x04 \x01(\tH\x00\x42\x0c\n\ncollection\"L\n\x06\x46ilter\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\x0e\n\x06\x62y_ids\x18\x02 \x01(\x08\x12\r\n\x05where\x18\x03 \x01(\t\x12\x16\n\x0ewhere_document\x18\x04 \x01(\t\"g\n\x08\x43overage\x12\x14\n\x0c\x61sked_shards\x18\x01 \x03(\t\x12\x17\n\x0f\x61nswered_shards\x18\x02 \x03(\t\x12\x16\n\x0emissing_shards\x18\x03 \x03(\t\x12\x14\n\x0crecord_share\x18\x04 \x01(\x01\"\xc5\x02\n\nCollection\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x10\n\x08\x64\x61tabase\x18\x04 \x01(\t\x12<\n\x08metadata\x18\x05 \x03(\x0b\x32*.chroma_router.v1.Collection.MetadataEntry\x12\x1a\n\x12\x63onfiguration_json\x18\x06 \x01(\t\x12\x13\n\x0bschema_json\x18\x07 \x01(\t\x12\x11\n\tdimension\x18\x08 \x01(\r\x12\r\n\x05\x65poch\x18\t \x01(\x04\x12\x18\n\x10placement_shards\x18\n \x01(\r\x1aP\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12.\n\x05value\x18\x02 \x01(\x0b\x32\x1f.chroma_router.v1.MetadataValue:\x02\x38\x01\"\xc2\x01\n\x0cWriteOutcome\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61pplied_shards\x18\x02 \x03(\t\x12\x16\n\x0erefused_shards\x18\x03 \x03(\t\x12\x16\n\x0eunknown_shards\x18\x04 \x03(\t\x12\x13\n\x0brefused_ids\x18\x05 \x03(\t\x12\x13\n\x0bunknown_ids\x18\x06 \x03(\t\x12\x15\n\rrefused_count\x18\x07 \x01(\r\x12\x15\n\runknown_count\x18\x08 \x01(\r*\x91\x01\n\x07Include\x12\x17\n\x13INCLUDE_UNSPECIFIED\x10\x00\x12\x15\n\x11INCLUDE_DOCUMENTS\x10\x01\x12\x15\n\x11INCLUDE_METADATAS\x10\x02\x12\x16\n\x12INCLUDE_EMBEDDINGS\x10\x03\x12\x15\n\x11INCLUDE_DISTANCES\x10\x04\x12\x10\n\x0cINCLUDE_URIS\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECORD_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_COLLECTION_METADATAENTRY']._loaded_options = None
   _globals['_COLLECTION_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_INCLUDE']._serialized_start=1677
-  _globals['_INCLUDE']._serialized_end=1822
+  _globals['_INCLUDE']._serialized_start=1701
+  _globals['_INCLUDE']._serialized_end=1846
   _globals['_METADATAVALUE']._serialized_start=51
   _globals['_METADATAVALUE']._serialized_end=390
   _globals['_STRINGARRAY']._serialized_start=392
@@ -48,21 +48,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BOOLARRAY']._serialized_start=481
   _globals['_BOOLARRAY']._serialized_end=508
   _globals['_RECORD']._serialized_start=511
-  _globals['_RECORD']._serialized_end=771
-  _globals['_RECORD_METADATAENTRY']._serialized_start=656
-  _globals['_RECORD_METADATAENTRY']._serialized_end=736
-  _globals['_HIT']._serialized_start=773
-  _globals['_HIT']._serialized_end=871
-  _globals['_COLLECTIONREF']._serialized_start=873
-  _globals['_COLLECTIONREF']._serialized_end=966
-  _globals['_FILTER']._serialized_start=968
-  _globals['_FILTER']._serialized_end=1044
-  _globals['_COVERAGE']._serialized_start=1046
-  _globals['_COVERAGE']._serialized_end=1149
-  _globals['_COLLECTION']._serialized_start=1152
-  _globals['_COLLECTION']._serialized_end=1477
-  _globals['_COLLECTION_METADATAENTRY']._serialized_start=656
-  _globals['_COLLECTION_METADATAENTRY']._serialized_end=736
-  _globals['_WRITEOUTCOME']._serialized_start=1480
-  _globals['_WRITEOUTCOME']._serialized_end=1674
+  _globals['_RECORD']._serialized_end=795
+  _globals['_RECORD_METADATAENTRY']._serialized_start=680
+  _globals['_RECORD_METADATAENTRY']._serialized_end=760
+  _globals['_HIT']._serialized_start=797
+  _globals['_HIT']._serialized_end=895
+  _globals['_COLLECTIONREF']._serialized_start=897
+  _globals['_COLLECTIONREF']._serialized_end=990
+  _globals['_FILTER']._serialized_start=992
+  _globals['_FILTER']._serialized_end=1068
+  _globals['_COVERAGE']._serialized_start=1070
+  _globals['_COVERAGE']._serialized_end=1173
+  _globals['_COLLECTION']._serialized_start=1176
+  _globals['_COLLECTION']._serialized_end=1501
+  _globals['_COLLECTION_METADATAENTRY']._serialized_start=680
+  _globals['_COLLECTION_METADATAENTRY']._serialized_end=760
+  _globals['_WRITEOUTCOME']._serialized_start=1504
+  _globals['_WRITEOUTCOME']._serialized_end=1698
 # @@protoc_insertion_point(module_scope)

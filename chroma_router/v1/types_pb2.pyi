@@ -69,7 +69,7 @@ class BoolArray(_message.Message):
     def __init__(self, values: _Optional[_Iterable[bool]] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("id", "embedding", "document", "uri", "metadata")
+    __slots__ = ("id", "embedding", "document", "uri", "metadata", "empty_metadata")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -82,12 +82,14 @@ class Record(_message.Message):
     DOCUMENT_FIELD_NUMBER: _ClassVar[int]
     URI_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    EMPTY_METADATA_FIELD_NUMBER: _ClassVar[int]
     id: str
     embedding: bytes
     document: str
     uri: str
     metadata: _containers.MessageMap[str, MetadataValue]
-    def __init__(self, id: _Optional[str] = ..., embedding: _Optional[bytes] = ..., document: _Optional[str] = ..., uri: _Optional[str] = ..., metadata: _Optional[_Mapping[str, MetadataValue]] = ...) -> None: ...
+    empty_metadata: bool
+    def __init__(self, id: _Optional[str] = ..., embedding: _Optional[bytes] = ..., document: _Optional[str] = ..., uri: _Optional[str] = ..., metadata: _Optional[_Mapping[str, MetadataValue]] = ..., empty_metadata: _Optional[bool] = ...) -> None: ...
 
 class Hit(_message.Message):
     __slots__ = ("record", "distance", "shard")

@@ -58,7 +58,13 @@ def record_message(
     metadata: Mapping[str, object] | None = None,
 ) -> types_pb2.Record:
     """A Record; a part that is None is left out."""
-    record = types_pb2.Record(id=record_id, embedding=embedding, document=document, uri=uri)
+    record = types_pb2.Record(
+        id=record_id,
+        embedding=embedding,
+        document=document,
+        uri=uri,
+        empty_metadata=metadata is not None and not metadata,
+    )
     if metadata:
         metadata_to_wire(metadata, record.metadata)
     return record

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from chroma_router import columns, requests
 from chroma_router.requests import Call, Operation
 from chroma_router.v1 import catalog_pb2, records_pb2, types_pb2
+from chroma_router.wire.records import record_message
 
 ID = UUID("0190a0b0-0000-7000-8000-000000000001")
 
@@ -165,6 +166,19 @@ def test_an_empty_answer_has_chromas_shape() -> None:
     assert [got[key] for key in ("ids", "embeddings", "documents", "metadatas", "uris")] == [[]] * 5
     found = columns.query_result([records_pb2.QueryResult()], include)
     assert (found["ids"], found["embeddings"], found["distances"]) == ([[]], [[]], [[]])
+
+
+def test_metadata_that_is_empty_and_none_at_all_are_told_apart() -> None:
+    with_uri = record_message("a", uri="file:///a", metadata={})
+    bare = record_message("b")
+    assert columns.get_result([with_uri, bare], ["metadatas"])["metadatas"] == [{}, None]
+
+
+def test_embeddings_are_float64_that_json_can_write() -> None:
+    record = types_pb2.Record(id="a", embedding=np.array([0.1, 2], "<f4").tobytes())
+    got: Any = columns.get_result([record], ["embeddings"])["embeddings"]
+    assert got.dtype == np.float64
+    assert json.dumps(list(got[0])) == json.dumps([float(np.float32(0.1)), 2.0])
 
 
 def test_query_distances_are_float32_widened() -> None:
