@@ -33,6 +33,9 @@ from router.reaper import Reaper
 
 FIRST_EPOCH = 1
 
+_MERGED_PARTS = frozenset({"hnsw", "spann"})
+"""The parts of a configuration that are changed key by key; another part is replaced whole."""
+
 CHANGE_ROUNDS = 20
 """How often a change of a collection is decided again because another one came first."""
 
@@ -295,17 +298,19 @@ def merged_configuration(current_json: str, update: dict[str, Any]) -> str:
         if value is None:  # chromadb names every part, also those that stay
             continue
         _check_part(part, value, current)
-        if not isinstance(current.get(part), dict):
+        if part not in _MERGED_PARTS or not isinstance(current.get(part), dict):
             current[part] = value
             continue
         for key, new in value.items():
-            if part == "hnsw" and key in fixed and current[part].get(key) != new:
+            # The engine reports every key that it keeps; it takes num_threads and forgets it.
+            if new is None or key not in current[part]:
+                continue
+            if part == "hnsw" and key in fixed and current[part][key] != new:
                 raise InvalidRequest(
                     f"configuration hnsw.{key} cannot be changed after a collection is created; "
                     "make another collection and copy the records"
                 )
-            if new is not None:
-                current[part][key] = new
+            current[part][key] = new
     return json.dumps(current, separators=(",", ":"), sort_keys=True)
 
 
