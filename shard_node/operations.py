@@ -104,7 +104,7 @@ def _check_ids(kind: Kind, ids: Sequence[str]) -> None:
     if len(set(ids)) != len(ids):
         twice = [record_id for record_id, times in Counter(ids).items() if times > 1]
         raise InvalidRequest(f"ids named twice: {', '.join(twice[:10])}", Reason.DUPLICATE_IDS)
-    if "" in ids:
+    if "" in ids and kind is not Kind.DELETE:  # there is none to delete, as with any missing id
         raise InvalidRequest("an id is empty")
 
 

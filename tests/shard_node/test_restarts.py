@@ -113,6 +113,28 @@ def test_a_drop_that_was_interrupted_is_finished_at_the_next_start(mine: Node) -
     link.close()
 
 
+def test_the_arrays_of_a_dropped_collection_come_back_in_no_other(mine: Node) -> None:
+    def leaves_and_follows() -> list[dict[str, Any]]:
+        gone = mine.collection()
+        gone.write(ADD, *(Row(f"g{n}", floats(n), metadata={"tags": ["secret"]}) for n in range(9)))
+        mine.call("DropCollection", shard_pb2.DropCollectionRequest(collection_id=gone.id, epoch=2))
+        docs = mine.collection()
+        docs.write(ADD, *(Row(f"r{n}", floats(n)) for n in range(20)))
+        return [dict(record.metadata) for record in docs.records()]
+
+    assert leaves_and_follows() == [{}] * 20
+    # A directory that was made before the node saw to this is mended when it is opened.
+    mine.stop()
+    link = sqlite3.connect(mine.data / "chroma" / "chroma.sqlite3")
+    link.execute("DROP TRIGGER router_array_delete")
+    link.execute("INSERT INTO embedding_metadata_array(id, key, int_value) VALUES (21, 'x', 1)")
+    link.commit()
+    link.close()
+    mine.start()
+    mine.hello()
+    assert leaves_and_follows() == [{}] * 20
+
+
 def test_sigterm_applies_what_it_has_admitted(mine: Node) -> None:
     docs = mine.collection()
     operations = [
