@@ -74,9 +74,7 @@ def running_cluster(
             env={**os.environ, **(env or {})},
         )
     try:
-        line = _first_line(process, log)
-        words = dict(word.split("=", 1) for word in line.split()[1:])
-        yield RunningCluster(process, words["grpc"], data, log)
+        yield RunningCluster(process, _ready_words(process, log)["grpc"], data, log)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -87,6 +85,28 @@ def running_cluster(
                 process.wait()
                 raise
         assert process.stdout is not None
+        process.stdout.close()
+
+
+@contextmanager
+def another_router(cluster: RunningCluster) -> Iterator[str]:
+    """A second router over the cluster's catalog and nodes; its address."""
+    with cluster.log.open("a") as stderr:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "router.cli.main", "serve"),
+                *("--catalog", str(cluster.data / "catalog.sqlite3"), "--listen", "127.0.0.1:0"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+    assert process.stdout is not None
+    try:
+        yield _ready_words(process, cluster.log)["grpc"]
+    finally:
+        process.terminate()
+        process.wait(STOP_SECONDS)
         process.stdout.close()
 
 
@@ -104,8 +124,8 @@ def run_cli(*args: str, timeout: float = 300, check: bool = True) -> Any:
     return json.loads(done.stdout)
 
 
-def _first_line(process: subprocess.Popen[str], log: Path) -> str:
-    """The ready line, within START_SECONDS."""
+def _ready_words(process: subprocess.Popen[str], log: Path) -> dict[str, str]:
+    """What the ready line says, within START_SECONDS."""
     assert process.stdout is not None
     lines: queue.Queue[str] = queue.Queue()
     reader = threading.Thread(
@@ -120,4 +140,4 @@ def _first_line(process: subprocess.Popen[str], log: Path) -> str:
         process.kill()
         process.wait()
         raise AssertionError(f"the cluster did not start (it said {line!r}): {log.read_text()}")
-    return line
+    return dict(word.split("=", 1) for word in line.split()[1:])
