@@ -131,6 +131,10 @@ FUZZ_SEED ?= new
 fuzz: venv ## hostile messages to every call of a running cluster (FUZZ_SECONDS=60 FUZZ_SEED=new)
 	FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -s tests/fuzz $(ARGS)
 
+.PHONY: model-test
+model-test: venv ## 5,000 random operations on a cluster and on one Chroma must answer alike (ARGS="--seed 7 --shards 5")
+	$(BIN)/python -m tests.model.run $(ARGS)
+
 # --- work ----------------------------------------------------------------------------------------
 
 .PHONY: demo
