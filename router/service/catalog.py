@@ -210,7 +210,6 @@ class CatalogService:
         self, request: catalog_pb2.UpdateCollectionRequest, _deadline: float
     ) -> catalog_pb2.UpdateCollectionResponse:
         """Changes a collection in the catalog, then on the shards that answer."""
-        entry = await self._current(request.collection)
         changes: dict[str, Any] = {}
         if request.HasField("new_name"):
             check_collection_name(request.new_name)
@@ -219,6 +218,7 @@ class CatalogService:
             check_collection_metadata(request.new_metadata)
             changes["metadata"] = _metadata(request.new_metadata) or {}
         update = checked_json(request.new_configuration_json, "new_configuration_json") or {}
+        entry = await self._current(request.collection)
         if changes or update:
             entry = await self._change(entry, changes, update)
         return catalog_pb2.UpdateCollectionResponse(collection=collection_message(entry))

@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=3)
     parser.add_argument("--seed", type=int, default=None, help="of both parts; else a new one")
     parser.add_argument("--operations", type=int, default=5000, help="of the stream")
-    parser.add_argument("--examples", type=int, default=40, help="of the state machine")
+    parser.add_argument("--examples", type=int, default=25, help="of the state machine")
     parser.add_argument("--steps", type=int, default=30, help="at most, of an example")
     parser.add_argument("--one-shard", action="store_true", help="place collections on one shard")
     chosen = parser.parse_args()
