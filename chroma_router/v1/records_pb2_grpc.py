@@ -162,8 +162,9 @@ class RecordServiceServicer:
     def Query(self, request, context):
         """Finds the records whose embeddings are nearest to each query embedding.
 
-        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS),
-        RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
+        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS), NOT_FOUND
+        (RECORD_NOT_FOUND), RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNAVAILABLE
+        (ENGINE_STARTING, ENGINE_FAILED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -77,8 +77,9 @@ class RecordServiceStub:
     Query: _grpc.UnaryUnaryMultiCallable[_records_pb2.QueryRequest, _records_pb2.QueryResponse]
     """Finds the records whose embeddings are nearest to each query embedding.
 
-    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS),
-    RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
+    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS), NOT_FOUND
+    (RECORD_NOT_FOUND), RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNAVAILABLE
+    (ENGINE_STARTING, ENGINE_FAILED).
     """
     Count: _grpc.UnaryUnaryMultiCallable[_records_pb2.CountRequest, _records_pb2.CountResponse]
     """Counts the records of a collection.
@@ -165,8 +166,9 @@ class RecordServiceAsyncStub(RecordServiceStub):
     Query: _aio.UnaryUnaryMultiCallable[_records_pb2.QueryRequest, _records_pb2.QueryResponse]  # type: ignore[assignment]
     """Finds the records whose embeddings are nearest to each query embedding.
 
-    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS),
-    RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
+    Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS), NOT_FOUND
+    (RECORD_NOT_FOUND), RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNAVAILABLE
+    (ENGINE_STARTING, ENGINE_FAILED).
     """
     Count: _aio.UnaryUnaryMultiCallable[_records_pb2.CountRequest, _records_pb2.CountResponse]  # type: ignore[assignment]
     """Counts the records of a collection.
@@ -286,8 +288,9 @@ class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_records_pb2.QueryResponse, _abc.Awaitable[_records_pb2.QueryResponse]]:
         """Finds the records whose embeddings are nearest to each query embedding.
 
-        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS),
-        RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
+        Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS), NOT_FOUND
+        (RECORD_NOT_FOUND), RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNAVAILABLE
+        (ENGINE_STARTING, ENGINE_FAILED).
         """
 
     @_abc_1.abstractmethod
