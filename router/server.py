@@ -186,9 +186,7 @@ def _grpc_server(
         handlers = {}
         for method in descriptor.methods:
             name, parse = _snake(method.name), _parser(method.input_type)
-            handler = next((getattr(part, name) for part in parts if hasattr(part, name)), None)
-            if handler is None:
-                continue  # gRPC itself answers UNIMPLEMENTED
+            (handler,) = (getattr(part, name) for part in parts if hasattr(part, name))
             seconds = settings.request_timeout_seconds
             if method.client_streaming:
                 handlers[method.name] = bidirectional(handler)
