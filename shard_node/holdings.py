@@ -5,13 +5,15 @@ only a router gives them (DESIGN.md, "Ownership"). Changed only by the single wr
 loop; a reader takes a Grant, which is a value, and works with that one to its end (invariant 3).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import compress
 
 from chroma_router.v1 import shard_pb2
 from chroma_router.wire.errors import NotFound, Reason, Stale
 from chroma_router.wire.slots import SLOT_COUNT, slots_from_bitmap
+from shard_node.engine import EngineRefused
 from shard_node.state import CollectionRow
 
 
@@ -87,6 +89,16 @@ class Holdings:
         if holding is None or grant is None or grant.epoch != epoch:
             raise self.stale(collection_id, epoch)
         return holding, grant
+
+    @contextmanager
+    def read(self, collection_id: str, epoch: int) -> Iterator[None]:
+        """Around a read: what the engine says of a collection that is dropped under it (such as
+        "Missing metadata segment") becomes the NotFound, or the Stale, that it is."""
+        try:
+            yield
+        except EngineRefused:
+            self.granted(collection_id, epoch)
+            raise
 
     def stale(self, collection_id: str, epoch: int) -> Stale:
         """The refusal of a call at another epoch than the grant's."""

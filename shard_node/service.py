@@ -75,7 +75,9 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         self, request: shard_pb2.ShardQueryRequest, context: _Context
     ) -> shard_pb2.ShardQueryResponse:
         async def work() -> shard_pb2.ShardQueryResponse:
-            return await self._node.incarnation().queries.query(request)
+            now = self._node.incarnation()
+            with now.holdings.read(request.collection_id, request.epoch):
+                return await now.queries.query(request)
 
         return await self._answer(context, work())
 
@@ -83,7 +85,9 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         self, request: shard_pb2.ShardGetRequest, context: _Context
     ) -> shard_pb2.ShardGetResponse:
         async def work() -> shard_pb2.ShardGetResponse:
-            return await self._node.incarnation().reads.get(request)
+            now = self._node.incarnation()
+            with now.holdings.read(request.collection_id, request.epoch):
+                return await now.reads.get(request)
 
         return await self._answer(context, work())
 
