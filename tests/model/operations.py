@@ -186,8 +186,13 @@ OPENING = (
         Operation("create_collection", {"configuration": _wide(name, 1000)}, name)
         for name in COLLECTIONS
     ),
+    *(
+        Operation("add", {"ids": ["r0"], "embeddings": [[1.0] * values.DIMENSION]}, name)
+        for name in COLLECTIONS
+    ),
 )
-"""What stands before the first choice, since most operations need a collection."""
+"""What stands before the first choice, since most operations need a collection, and one that has
+its dimension (see compare.py)."""
 
 
 def operation_of(pick: Picker, kind: str) -> Operation:
