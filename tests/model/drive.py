@@ -112,7 +112,7 @@ def run_machine(pair: Pair, seed: int, examples: int, steps: int) -> None:
     """So many examples of at most so many steps. Raises Mismatch after shrinking it."""
     model = machine(pair)
     model._hypothesis_internal_use_seed = seed
-    run_state_machine_as_test(
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
         model,
         settings=settings(
             max_examples=examples,

@@ -147,7 +147,7 @@ def test_the_tables_are_the_naive_twin(tmp_path: Path) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     StateMachine.directory = tmp_path
-    run_state_machine_as_test(
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
         StateMachine, settings=settings(max_examples=40, stateful_step_count=15, deadline=None)
     )
 
