@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.message import Message
 
 from chroma_router.errors import RouterError
+from chroma_router.forking import GATE
 from chroma_router.requests import Call, Operation
 from chroma_router.retry import RetryPolicy, pause_before_repeat
 from chroma_router.transport import (
@@ -71,9 +72,10 @@ class AsyncTransport:
         attempt = 1
         while True:
             try:
-                return await self._callable(call)(
-                    call.request, timeout=remaining, metadata=metadata
-                )
+                with GATE.async_call():
+                    return await self._callable(call)(
+                        call.request, timeout=remaining, metadata=metadata
+                    )
             except grpc.RpcError as rpc_error:
                 error, failure = read_failure(rpc_error)
                 remaining = deadline - time.monotonic()

@@ -1,15 +1,9 @@
 """The client's end of the wire: one gRPC channel, deadlines, repeats. It knows no operation.
 
 One channel carries every call of a System and is shared by all threads. It belongs to a process: a
-forked child opens its own at its first call, and leaves the inherited one alone (it is kept, never
-closed there: closing would speak on the parent's connection).
-
-That is all a client can do; the rest is gRPC's. Measured with grpcio 1.85.1: once a process has
-made a call, every call of a child forked from it hangs, unless GRPC_ENABLE_FORK_SUPPORT=1 was set
-before grpc was imported; with it children work, but a fork beside threads that are just calling can
-hang the parent. So we do not set it for the user: without it a call in such a child fails at once
-with the mend, instead of hanging until its deadline. (Spawn, forkserver, or a first client made
-after the fork need nothing.)
+forked child opens its own at its first call, with connections of its own, and leaves the inherited
+one alone (closing it would speak on the parent's connection). forking.py sees to it that no call is
+in flight at a fork, which is all that gRPC then needs.
 """
 
 import os
@@ -17,12 +11,13 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
 from chroma_router.errors import BatchSizeExceededError, RouterError, exception_for
+from chroma_router.forking import GATE
 from chroma_router.requests import Call, Method, Operation
 from chroma_router.retry import Failure, RetryPolicy, pause_before_repeat
 from chroma_router.v1 import catalog_pb2_grpc, cluster_pb2_grpc, records_pb2_grpc
@@ -48,13 +43,13 @@ CHANNEL_OPTIONS: Final = (
     # once. The pauses between our own repeats only help if it dials as often as we ask.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # gRPC keeps connections by address, for all channels of a process. A forked child must not find
+    # those of its parent there.
+    ("grpc.use_local_subchannel_pool", 1),
     # Repeats are decided in retry.py alone, not by what a DNS record may say.
     ("grpc.service_config_disable_resolution", 1),
     ("grpc.primary_user_agent", f"chroma-router-python/{VERSION}"),
 )
-
-# What gRPC itself takes for yes in GRPC_ENABLE_FORK_SUPPORT.
-_TRUE: Final = frozenset({"1", "true", "yes", "y", "t"})
 
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
 
@@ -113,15 +108,11 @@ def call_metadata(
 class _Link:
     """A channel of one process, and the callables of its stubs."""
 
-    first_pid: ClassVar[int | None] = None
-    """The process in which gRPC came to life, here or in a parent of this one."""
-
     def __init__(self, channel: grpc.Channel) -> None:
         self.channel = channel
         stubs = {service: stub(channel) for service, stub in STUBS.items()}
         self._callables: dict[Method, Callable[..., Message]] = {}
         self._stubs = stubs
-        _Link.first_pid = _Link.first_pid or os.getpid()
 
     def callable_of(self, method: Method) -> Callable[..., Message]:
         known = self._callables.get(method)
@@ -152,7 +143,8 @@ class Transport:
         self._closed = True
         link = self._links.pop(os.getpid(), None)
         if link is not None:
-            link.channel.close()
+            with GATE.call():
+                link.channel.close()
 
     def run(self, operation: Operation[R]) -> R:
         """Talks an operation through and gives its result. Raises RouterError."""
@@ -171,8 +163,7 @@ class Transport:
         attempt = 1
         while True:
             try:
-                send = self._link().callable_of(call.method)
-                return send(call.request, timeout=remaining, metadata=metadata)
+                return self._send(call, remaining, metadata)
             except grpc.RpcError as rpc_error:
                 error, failure = read_failure(rpc_error)
                 remaining = deadline - time.monotonic()
@@ -189,6 +180,17 @@ class Transport:
             remaining = deadline - time.monotonic()
             attempt += 1
 
+    def _send(self, call: Call, timeout: float, metadata: tuple[tuple[str, str], ...]) -> Message:
+        with GATE.call():
+            send = self._link().callable_of(call.method)
+            try:
+                return send(call.request, timeout=timeout, metadata=metadata)
+            except grpc.RpcError as rpc_error:
+                # Its frames would keep gRPC's call alive past the gate, for as long as anybody
+                # keeps the exception; they say nothing that a reader needs.
+                rpc_error.__traceback__ = None
+                raise
+
     def _link(self) -> _Link:
         pid = os.getpid()
         link = self._links.get(pid)
@@ -196,24 +198,11 @@ class Transport:
             return link
         if self._closed:
             raise RouterError("the client is closed")
-        _refuse_dead_grpc(pid)
         mine = _Link(_open_channel(self._endpoint))
         link = self._links.setdefault(pid, mine)
         if link is not mine:  # another thread was first
             mine.channel.close()
         return link
-
-
-def _refuse_dead_grpc(pid: int) -> None:
-    """Raises RouterError in a child of a process that made calls, where gRPC would only hang."""
-    if _Link.first_pid in {None, pid}:
-        return
-    if os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "0").lower() not in _TRUE:
-        raise RouterError(
-            "this process was forked from one that had made gRPC calls, and gRPC does not survive "
-            "that; start it with spawn or forkserver, make the first client after the fork, or "
-            "set GRPC_ENABLE_FORK_SUPPORT=1 in the environment of the parent"
-        )
 
 
 def _open_channel(endpoint: Endpoint) -> grpc.Channel:

@@ -44,6 +44,8 @@ class Script:
     steps: dict[str, deque[Step]] = field(default_factory=lambda: defaultdict(deque))
     seen: list[tuple[str, Any, dict[str, str]]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    defaults: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
+    """Answers that differ from the usual ones."""
 
     def then(self, method: str, *steps: Step) -> None:
         """Appends steps to a method's script."""
@@ -61,7 +63,7 @@ class Script:
             steps = self.steps[method]
             step = steps.popleft() if steps else None
         if step is None:
-            return _DEFAULTS[method](request)
+            return {**_DEFAULTS, **self.defaults}[method](request)
         if isinstance(step, ClusterError):
             context.set_trailing_metadata(status_metadata(step))
             context.abort(grpc_status(step), step.message)

@@ -1,9 +1,6 @@
 """chromadb's clients against a real gRPC server with scripted answers."""
 
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -215,42 +212,3 @@ async def test_the_async_client(script: Script) -> None:
         await client.get_collection("x")
     api.stop()
     await api._transport._closing
-
-
-FORK = """
-import faulthandler, os, sys, uuid
-import chroma_router
-client = chroma_router.Client("127.0.0.1", int(sys.argv[1]), timeout=10)
-count, some = client._server._count, uuid.uuid4()
-assert count(some) == 7
-child = os.fork()
-if child == 0:
-    faulthandler.dump_traceback_later(15, exit=True)
-    try:
-        assert count(some) == count(some) == 7
-    except BaseException as error:
-        os.write(1, str(error).encode())
-        os._exit(3)
-    os._exit(0)
-status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-assert count(some) == 7, "the parent goes on"
-sys.exit(status)
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("supported", [True, False])
-def test_a_forked_child_calls_on_a_channel_of_its_own_or_says_why_not(
-    script: Script, supported: bool
-) -> None:
-    environment = {**os.environ, "GRPC_ENABLE_FORK_SUPPORT": str(int(supported))}
-    done = subprocess.run(
-        [sys.executable, "-c", FORK, str(script.port)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=40,
-        check=False,
-    )
-    assert done.returncode == (0 if supported else 3), done.stderr
-    assert ("survive that" in done.stdout) == (not supported)
