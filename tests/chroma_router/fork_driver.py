@@ -15,6 +15,9 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from chromadb.api.client import Client
 
 import chroma_router
 from chroma_router.forking import GATE
@@ -23,14 +26,14 @@ CHILD_SECONDS = 30
 NO_REPEATS = chroma_router.RetryPolicy(max_attempts=1)
 
 port = int(sys.argv[2]) if len(sys.argv) > 2 else 0
-shared: object = None
+shared: Any = None
 """The collection that every scenario has before it forks."""
 
 
-def ask(collection: object, name: str, times: int = 3) -> None:
+def ask(collection: Any, name: str, times: int = 3) -> None:
     """Reads records by id and sees that it gets just those."""
     for n in range(times):
-        got = collection.get(ids=[f"{name}-{n}"])["ids"]  # type: ignore[attr-defined]
+        got = collection.get(ids=[f"{name}-{n}"])["ids"]
         assert got == [f"{name}-{n}"], got
 
 
@@ -53,7 +56,7 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def beside_threads(collection: object, forks: int = 60) -> int:
+def beside_threads(collection: Any, forks: int = 60) -> int:
     """Forks under six threads that call without a pause; each child calls with them all."""
     stop = threading.Event()
 
@@ -72,7 +75,7 @@ def beside_threads(collection: object, forks: int = 60) -> int:
     return max(codes, key=abs)
 
 
-def prefork(collection: object) -> int:
+def prefork(collection: Any) -> int:
     """As gunicorn does: several children at once, each with threads, and the parent goes on."""
 
     def serve(worker: int) -> None:
@@ -85,7 +88,7 @@ def prefork(collection: object) -> int:
     return max((ended(pid) for pid in pids), key=abs)
 
 
-def grandchildren(collection: object) -> int:
+def grandchildren(collection: Any) -> int:
     """A child that has called forks again."""
 
     def child() -> None:
@@ -101,7 +104,7 @@ def ask_inherited(name: str) -> None:
     ask(shared, name)
 
 
-def pool(collection: object) -> int:
+def pool(collection: Any) -> int:
     """multiprocessing's own workers, which end by Python's way out and not by os._exit."""
     with multiprocessing.get_context("fork").Pool(3) as workers:
         workers.map(ask_inherited, [str(n) for n in range(9)])
@@ -109,7 +112,7 @@ def pool(collection: object) -> int:
     return 0
 
 
-def leave(collection: object) -> int:
+def leave(collection: Any) -> int:
     """A child that ends as programs do tears down what it inherited, beneath the parent's feet."""
     pid = os.fork()
     if not pid:
@@ -120,7 +123,7 @@ def leave(collection: object) -> int:
     return code
 
 
-def closed(_: object) -> int:
+def closed(_: Any) -> int:
     """The client is closed just before the fork; the child makes one of its own."""
     code = 0
     for _ in range(20):
@@ -131,7 +134,7 @@ def closed(_: object) -> int:
     return code
 
 
-def slow(collection: object) -> int:
+def slow(collection: Any) -> int:
     """A call outlasts the fork's patience: the child is told, the parent goes on."""
     GATE._quiet_seconds = 0.2
     with ThreadPoolExecutor(1) as pool:
@@ -146,7 +149,7 @@ def slow(collection: object) -> int:
     return ended(pid)
 
 
-def with_asyncio(collection: object) -> int:
+def with_asyncio(collection: Any) -> int:
     """After asyncio calls a child may use the sync client; the async one says why it cannot."""
 
     async def parent() -> None:
@@ -155,18 +158,19 @@ def with_asyncio(collection: object) -> int:
         assert ended(fork(lambda: ask(collection, "child"))) == 0
         assert await client.heartbeat()
 
+    async def child() -> None:
+        await chroma_router.AsyncClient("127.0.0.1", port)
+
     asyncio.run(parent())
-    return ended(
-        fork(lambda: asyncio.run(chroma_router.AsyncClient("127.0.0.1", port)) and None)  # type: ignore[arg-type]
-    )
+    return ended(fork(lambda: asyncio.run(child())))
 
 
-def connect() -> object:
+def connect() -> Client:
     """A client that repeats nothing."""
     return chroma_router.Client("127.0.0.1", port, timeout=10, retry=NO_REPEATS)
 
 
-SCENARIOS: dict[str, Callable[[object], int]] = {
+SCENARIOS: dict[str, Callable[[Any], int]] = {
     scenario.__name__: scenario
     for scenario in (
         *(beside_threads, prefork, grandchildren, pool, leave, closed, slow, with_asyncio),
@@ -174,6 +178,6 @@ SCENARIOS: dict[str, Callable[[object], int]] = {
 }
 
 if __name__ == "__main__":
-    shared = connect().get_collection("docs")  # type: ignore[attr-defined]
+    shared = connect().get_collection("docs")
     ask(shared, "first")
     sys.exit(SCENARIOS[sys.argv[1]](shared))
