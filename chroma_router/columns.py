@@ -41,6 +41,12 @@ def embedding_rows(embeddings: Embeddings) -> list[bytes]:
     A value beyond float32 becomes infinite, as in Chroma's own client, and rows of different length
     stay so: the cluster refuses both in Chroma's words.
     """
+    # What chromadb's Collection hands over for float32 rows: 100 of 384 take 15 us in place of 33.
+    if all(
+        isinstance(row, np.ndarray) and row.dtype == _FLOAT32 and row.ndim == 1
+        for row in cast("Sequence[Any]", embeddings)
+    ):
+        return [row.tobytes() for row in embeddings]
     try:
         matrix = np.asarray(embeddings)
     except ValueError:  # ragged
@@ -68,8 +74,9 @@ def fill_records(
 ) -> None:
     """Adds one record for each id. A column that is None leaves that part out of every record.
 
-    Raises InvalidArgumentError for columns of different lengths, UnsupportedError for a metadata
-    value of a kind that the cluster does not hold (a sparse vector).
+    Raises InvalidArgumentError for columns of different lengths and for a value that does not fit
+    (an integer beyond 64 bits, text that is not Unicode), UnsupportedError for a metadata value of
+    a kind that the cluster does not hold (a sparse vector).
     """
     absent = [None] * len(ids)
     rows = absent if embeddings is None else embedding_rows(embeddings)
@@ -84,12 +91,17 @@ def fill_records(
         if len(part) != len(ids):
             raise InvalidArgumentError(f"got {len(ids)} ids and {len(part)} {name}")
     for record_id, row, metadata, document, uri in zip(ids, *parts, strict=True):
-        record = into.add(id=record_id, embedding=row, document=document, uri=uri)
+        try:
+            record = into.add(id=record_id, embedding=row, document=document, uri=uri)
+        except ValueError as error:
+            raise InvalidArgumentError(f"record {record_id!r}: {error}") from error
         if metadata:
             try:
                 metadata_to_wire(metadata, record.metadata)
             except TypeError as error:
                 raise UnsupportedError(f"{error}, which this cluster does not hold") from error
+            except ValueError as error:
+                raise InvalidArgumentError(f"record {record_id!r}: {error}") from error
 
 
 def get_result(records: Sequence[types_pb2.Record], include: Include) -> GetResult:

@@ -6,7 +6,7 @@ network, no clock and no random, so that one text serves both of chromadb's inte
 """
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar, cast
 from uuid import UUID
@@ -190,7 +190,7 @@ def create_collection(
         placement_shards=_placement(metadata),
     )
     if metadata is not None:
-        metadata_to_wire(metadata, request.metadata)
+        _metadata_to_wire(metadata, request.metadata)
     if configuration:
         request.configuration_json = create_collection_configuration_to_json_str(
             configuration, cast("dict[str, Any] | None", metadata)
@@ -251,7 +251,7 @@ def modify_collection(
         replace_metadata=new_metadata is not None,
     )
     if new_metadata is not None:
-        metadata_to_wire(new_metadata, request.new_metadata)
+        _metadata_to_wire(new_metadata, request.new_metadata)
     if new_configuration:
         request.new_configuration_json = update_collection_configuration_to_json_str(
             new_configuration
@@ -284,6 +284,17 @@ def _collection(collection: types_pb2.Collection) -> CollectionModel:
         tenant=collection.tenant,
         database=collection.database,
     )
+
+
+def _metadata_to_wire(
+    metadata: Mapping[str, object], into: MutableMapping[str, types_pb2.MetadataValue]
+) -> None:
+    try:
+        metadata_to_wire(metadata, into)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"collection {error}; use a text, a 64-bit integer, a float, true or false"
+        ) from error
 
 
 def _placement(metadata: Mapping[str, object] | None) -> int:
