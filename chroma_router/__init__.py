@@ -14,12 +14,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from chroma_router import errors
-    from chroma_router.client import AdminClient, AsyncClient, Client, client_settings
+    from chroma_router.client import (
+        AdminClient,
+        AsyncAdminClient,
+        AsyncClient,
+        Client,
+        client_settings,
+    )
     from chroma_router.retry import RetryPolicy
     from chroma_router.wire.version import VERSION as __version__  # noqa: N811
 
 __all__ = [
     "AdminClient",
+    "AsyncAdminClient",
     "AsyncClient",
     "Client",
     "RetryPolicy",
@@ -31,6 +38,7 @@ __all__ = [
 # Name → the module that has it, and its name there ("" for the module itself).
 _LAZY = {
     "AdminClient": ("chroma_router.client", "AdminClient"),
+    "AsyncAdminClient": ("chroma_router.client", "AsyncAdminClient"),
     "AsyncClient": ("chroma_router.client", "AsyncClient"),
     "Client": ("chroma_router.client", "Client"),
     "RetryPolicy": ("chroma_router.retry", "RetryPolicy"),

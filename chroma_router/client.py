@@ -3,6 +3,7 @@
 from typing import Any
 
 import grpc
+from chromadb.api.async_client import AsyncAdminClient as _AsyncAdminClient
 from chromadb.api.async_client import AsyncClient as _AsyncClient
 from chromadb.api.client import AdminClient as _AdminClient
 from chromadb.api.client import Client as _Client
@@ -33,7 +34,8 @@ def Client(  # noqa: N802 - stands where chromadb.HttpClient stood
     `timeout` in seconds bounds each call with its repeats. `retry` says how patient to be while a
     part of the cluster does not answer. `settings`: further chromadb settings, such as allow_reset.
     Clients with equal arguments share one channel; it is closed with the last of them. A client may
-    be used by many threads, and after a fork in the child too.
+    be used by many threads, and after a fork by parent and child. A fork waits for the calls in
+    flight, up to 10 s; a child that was forked beside a longer one can make no calls, and says so.
 
     Raises chroma_router.errors.UnavailableError when no router answers, NotFoundError for a tenant
     or database that does not exist, ValueError for an address that is none.
@@ -63,9 +65,27 @@ async def AsyncClient(  # noqa: N802 - as above
     retry: RetryPolicy | None = None,
     settings: Settings | None = None,
 ) -> _AsyncClient:
-    """As Client, for asyncio. The client belongs to the event loop that awaited it."""
+    """As Client, for asyncio. The client belongs to the event loop that awaited it.
+
+    After a fork the parent goes on with it; no child can make asyncio calls any more, and says so.
+    """
     values = _values(host, port, api_key, tls, timeout, retry, settings)
     return await _AsyncClient.create(tenant, database, AsyncClientSettings(**values))
+
+
+def AsyncAdminClient(  # noqa: N802 - as above
+    host: str = DEFAULT_HOST,
+    port: int = DEFAULT_PORT,
+    *,
+    api_key: str | None = None,
+    tls: bool | grpc.ChannelCredentials = False,
+    timeout: float = 60.0,
+    retry: RetryPolicy | None = None,
+    settings: Settings | None = None,
+) -> _AsyncAdminClient:
+    """As AdminClient, for asyncio. It belongs to the event loop of its first call."""
+    values = _values(host, port, api_key, tls, timeout, retry, settings)
+    return _AsyncAdminClient(AsyncClientSettings(**values))
 
 
 def client_settings(

@@ -81,7 +81,9 @@ def _servicer(base: type, script: Script) -> Any:
 
 
 @contextmanager
-def serving(script: Script, port: int = 0) -> Iterator[Script]:
+def serving(
+    script: Script, port: int = 0, credentials: grpc.ServerCredentials | None = None
+) -> Iterator[Script]:
     """A server on a free port of this machine (or on `port`) that follows a script."""
     server = grpc.server(futures.ThreadPoolExecutor(8))
     for module, name in (
@@ -91,7 +93,11 @@ def serving(script: Script, port: int = 0) -> Iterator[Script]:
     ):
         servicer = _servicer(getattr(module, f"{name}Servicer"), script)
         getattr(module, f"add_{name}Servicer_to_server")(servicer, server)
-    script.port = server.add_insecure_port(f"127.0.0.1:{port}")
+    address = f"127.0.0.1:{port}"
+    if credentials is None:
+        script.port = server.add_insecure_port(address)
+    else:
+        script.port = server.add_secure_port(address, credentials)
     server.start()
     try:
         yield script

@@ -212,3 +212,34 @@ async def test_the_async_client(script: Script) -> None:
         await client.get_collection("x")
     api.stop()
     await api._transport._closing
+
+
+async def test_the_async_admin_client(script: Script) -> None:
+    admin = chroma_router.AsyncAdminClient("127.0.0.1", script.port, timeout=5, retry=FAST)
+    assert await admin.get_tenant("somebody") == {"name": "somebody"}
+    assert (await admin.get_database("some", "somebody"))["name"] == "some"
+    api: Any = admin._server
+    api.stop()
+    await api._transport._closing
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, {"nested": 1}, "\ud800"])
+def test_what_does_not_fit_is_named_and_not_sent(
+    script: Script, client: chromadb.api.client.Client, value: Any
+) -> None:
+    with pytest.raises(chroma.ChromaError, match="'year'"):
+        api_of(client)._add(["a"], ID, [VECTOR], [{"year": value}])
+    with pytest.raises(chroma.InvalidArgumentError, match="collection metadata value of 'year'"):
+        client.create_collection("docs", metadata={"year": value})
+    with pytest.raises(chroma.InvalidArgumentError, match="'year'"):
+        api_of(client)._modify(ID, new_metadata={"year": value})
+    for method in ("Add", "CreateCollection", "UpdateCollection"):
+        assert not script.requests(method)
+
+
+def test_text_that_is_not_unicode_names_its_record(client: chromadb.api.client.Client) -> None:
+    for part in ({"documents": ["\ud800"]}, {"uris": ["\ud800"]}):
+        with pytest.raises(chroma.InvalidArgumentError, match="record 'a'"):
+            api_of(client)._add(["a"], ID, [VECTOR], **part)  # type: ignore[arg-type]
+    with pytest.raises(chroma.InvalidArgumentError, match="record"):
+        api_of(client)._add(["\ud800"], ID, [VECTOR])

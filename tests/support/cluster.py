@@ -38,7 +38,19 @@ class RunningCluster:
 
     def node_pids(self) -> dict[str, int]:
         """The process id of each shard's node, by shard name."""
-        pids: dict[str, int] = {}
+        return {
+            words[words.index("--name") + 1]: pid
+            for pid, words in self._servers()
+            if "--name" in words
+        }
+
+    def router_pid(self) -> int:
+        """The process id of the router."""
+        (pid,) = [pid for pid, words in self._servers() if "--catalog" in words]
+        return pid
+
+    def _servers(self) -> Iterator[tuple[int, list[str]]]:
+        """The processes that serve this cluster, and their command lines."""
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
@@ -46,9 +58,8 @@ class RunningCluster:
                 words = (entry / "cmdline").read_bytes().decode().split("\0")
             except (OSError, UnicodeDecodeError):
                 continue
-            if "--name" in words and "serve" in words and any(str(self.data) in w for w in words):
-                pids[words[words.index("--name") + 1]] = int(entry.name)
-        return pids
+            if "serve" in words and any(str(self.data) in w for w in words):
+                yield int(entry.name), words
 
     def stop(self) -> int:
         """Stops the cluster as an operator does; its exit code."""
@@ -58,15 +69,18 @@ class RunningCluster:
 
 @contextmanager
 def running_cluster(
-    data: Path, shards: int = 3, env: Mapping[str, str] | None = None
+    data: Path,
+    shards: int = 3,
+    env: Mapping[str, str] | None = None,
+    listen: str = "127.0.0.1:0",
 ) -> Iterator[RunningCluster]:
-    """`chroma-router up` on a free port; stopped on leaving. Its log is DATA.log."""
+    """`chroma-router up`, by default on a free port; stopped on leaving. Its log is DATA.log."""
     log = data.with_suffix(".log")
     with log.open("a") as stderr:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "router.cli.main", "up"),
-                *("--shards", str(shards), "--data", str(data), "--listen", "127.0.0.1:0"),
+                *("--shards", str(shards), "--data", str(data), "--listen", listen),
             ],
             stdout=subprocess.PIPE,
             stderr=stderr,
