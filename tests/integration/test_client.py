@@ -44,7 +44,7 @@ def use(collection: Any, worker: int) -> None:
         assert got["metadatas"] == [{"worker": worker, "turn": turn}]
         np.testing.assert_array_equal(got["embeddings"], [row])
         mine = collection.get(where={"worker": worker}, include=[])["ids"]
-        assert mine == [f"{worker}-{kept}" for kept in range(0, turn) if kept % 2] + [name]
+        assert mine == [f"{worker}-{kept}" for kept in range(turn) if kept % 2] + [name]
         if turn % 2 == 0:
             assert collection.delete(ids=[name])["deleted"] == 1
         with pytest.raises(chroma_router.errors.InvalidArgumentError, match="dimension"):
