@@ -297,7 +297,8 @@ def test_every_method_is_one_of_the_contract() -> None:
 
 def test_rows_of_float32_are_sent_as_they_are() -> None:
     matrix = np.arange(12, dtype=np.float32).reshape(3, 4)
-    for rows in (list(matrix), list(matrix.astype(">f4")), list(np.asfortranarray(matrix))):
+    forms: list[Any] = [matrix, matrix.astype(">f4"), np.asfortranarray(matrix)]
+    for rows in map(list, forms):
         assert columns.embedding_rows(rows) == [row.tobytes() for row in matrix]
     ragged = [matrix[0], matrix[1, :2], np.empty(0, np.float32)]
     assert [len(row) for row in columns.embedding_rows(ragged)] == [16, 8, 0]
