@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import pytest
 from chromadb.api import ClientAPI
-from chromadb.errors import ChromaError, NotFoundError
+from chromadb.errors import ChromaError, InternalError, NotFoundError
 
 import chroma_router
 from chroma_router.v1 import records_pb2, records_pb2_grpc, types_pb2
@@ -61,7 +61,10 @@ def test_id_filters_of_no_shard_one_shard_and_all(cluster: RunningCluster, fresh
         assert collection.get(ids=asked, limit=1, offset=1, include=[])["ids"] == expected[1:2]
     missing = ["nowhere", "neither"]
     assert collection.get(ids=missing)["ids"] == []
-    assert collection.query(query_embeddings=query, ids=missing)["ids"] == [[]]
+    with pytest.raises(InternalError, match="Error finding id: .*'nowhere', 'ne"):
+        collection.query(query_embeddings=query, ids=missing)
+    known = collection.query(query_embeddings=query, ids=[*missing, "r1"], where={"n": 1})
+    assert known["ids"] == [["r1"]]
     assert collection.query(query_embeddings=query, ids=[])["ids"] == [[]]
     with grpc.insecure_channel(cluster.address) as channel:
         stub = records_pb2_grpc.RecordServiceStub(channel)
