@@ -51,8 +51,9 @@ class Definition:
         only if it says more, about which values are indexed: of one that is made of defaults
         alone the engine forgets the embedding function.
         """
-        if self.schema and _switches(self.schema) != _PLAIN_SWITCHES:
-            request.schema_json = json.dumps(self.schema)
+        schema = _undiscovered(self.schema)
+        if schema and _switches(schema) != _PLAIN_SWITCHES:
+            request.schema_json = json.dumps(schema)
         elif self.configuration:
             request.configuration_json = json.dumps(self.configuration)
         metadata_to_wire(self.metadata, request.metadata)
@@ -120,11 +121,28 @@ def space_of(configuration: dict[str, Any]) -> str:
     return "l2"
 
 
-def _portable(schema: Any) -> Any:
-    """A schema without what a Chroma takes from the machine that it runs on."""
+def _portable(schema: dict[str, Any]) -> Any:
+    """A schema without what a Chroma takes from its machine and from the records it has met."""
+    return _without_threads(_undiscovered(schema))
+
+
+def _without_threads(schema: Any) -> Any:
     if isinstance(schema, dict):
-        return {key: _portable(value) for key, value in schema.items() if key != "num_threads"}
+        return {k: _without_threads(value) for k, value in schema.items() if k != "num_threads"}
     return schema
+
+
+def _undiscovered(schema: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A schema without the keys that say of a type just what the defaults say: a Chroma adds such
+    for the metadata that it meets, and so it will again."""
+    if not schema:
+        return schema
+    defaults, keys = schema.get("defaults", {}), {}
+    for key, types in schema.get("keys", {}).items():
+        said = {name: said for name, said in types.items() if said != defaults.get(name)}
+        if said:
+            keys[key] = said
+    return {**schema, "keys": keys}
 
 
 def _switches(schema: Any, path: str = "") -> dict[str, bool]:

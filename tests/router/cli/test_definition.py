@@ -112,3 +112,32 @@ def test_a_head_of_another_kind_is_refused(change: dict[str, Any], says: str) ->
     head = Definition({}, {}, None).to_json() | change
     with pytest.raises(BadDefinition, match=says):
         definition_from_json(head)
+
+
+@pytest.mark.parametrize("schema", [None, schema_without_index_of_a_key], ids=["plain", "of a key"])
+def test_what_a_chroma_discovers_in_records_is_no_part_of_a_definition(
+    engine: ClientAPI, schema: Callable[[], Schema] | None
+) -> None:
+    name = f"discovering-{schema is None}"
+    options: dict[str, Any] = {} if schema is None else {"schema": schema()}
+    collection = engine.create_collection(name, **options)
+    before = engine._server.get_collection(name, *SCOPE)  # type: ignore[attr-defined]
+    collection.add(ids=["a"], embeddings=[1.0], metadatas=[{"a": 1, "note": "x", "b": True}])
+    after = engine._server.get_collection(name, *SCOPE)  # type: ignore[attr-defined]
+    assert before.serialized_schema != after.serialized_schema
+    was, now = (
+        Definition({}, model.configuration_json, model.serialized_schema)
+        for model in (before, after)
+    )
+    assert was.same_index(now)
+    requests = [catalog_pb2.CreateCollectionRequest() for _ in (was, now)]
+    for definition, request in zip((was, now), requests, strict=True):
+        definition.fill(request)
+    assert requests[0].configuration_json == requests[1].configuration_json
+    assert bool(requests[0].schema_json) == bool(requests[1].schema_json) == (schema is not None)
+    other = schema_without_index_of_a_key() if schema is None else Schema()
+    engine.create_collection(f"{name}-other", schema=other)
+    different = engine._server.get_collection(f"{name}-other", *SCOPE)  # type: ignore[attr-defined]
+    assert not now.same_index(
+        Definition({}, different.configuration_json, different.serialized_schema)
+    )
