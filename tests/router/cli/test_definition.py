@@ -47,7 +47,10 @@ def schema_without_index_of_a_key() -> Schema:
         {"schema": plain_schema},
         {"schema": schema_without_index_of_a_key},
     ],
-    ids=str,
+    ids=[
+        "plain", "metadata", "no embedding function", "hnsw in metadata", "hnsw", "sync threshold",
+        "plain schema", "a schema",
+    ],
 )  # fmt: skip
 def test_the_engine_makes_the_same_again(engine: ClientAPI, made: dict[str, Any]) -> None:
     options = {k: v() if isinstance(v, Callable) else v for k, v in made.items()}  # type: ignore[arg-type]
