@@ -108,9 +108,12 @@ fmt: venv ## format Python and the contract, mend what ruff can mend
 
 # --- tests ---------------------------------------------------------------------------------------
 
+# A file's tests stay together in one of the processes, which share nothing.
+WORKERS ?= 2
+
 .PHONY: test
-test: venv ## all tests (ARGS="-k name" and the like are handed to pytest)
-	$(BIN)/python -m pytest $(ARGS)
+test: venv ## all tests, in WORKERS=2 processes (ARGS="-k name" and the like are handed to pytest)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 .PHONY: test-unit
 test-unit: venv ## the tests that start no process or server

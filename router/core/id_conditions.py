@@ -19,7 +19,8 @@ _Ids = dict[str, None]  # a set that keeps its order
 def with_ids_lifted(chosen: types_pb2.Filter) -> types_pb2.Filter:
     """The same choice without conditions on "#id". `chosen` has passed check_filter.
 
-    Raises Unsupported for a condition on "#id" that is negated or inside $or.
+    Raises Unsupported for a condition on "#id" with another operator than $eq and $in, or inside
+    $or.
     """
     if not chosen.where:
         return chosen
@@ -77,9 +78,9 @@ def _ids_of(condition: object) -> _Ids | None:
     if isinstance(condition, dict):
         ((operator, operand),) = condition.items()
     texts = operand if isinstance(operand, list) else [operand]
-    if operator not in ("$eq", "$in", "$ne", "$nin") or not isinstance(texts[0], str):
+    if operator in ("$eq", "$in", "$ne", "$nin") and not isinstance(texts[0], str):
         return None
-    if operator in ("$ne", "$nin"):
+    if operator not in ("$eq", "$in"):
         _refuse(f"as {operator}")
     return dict.fromkeys(texts)
 
