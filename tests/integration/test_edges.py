@@ -61,7 +61,7 @@ def test_id_filters_of_no_shard_one_shard_and_all(cluster: RunningCluster, fresh
         assert collection.get(ids=asked, limit=1, offset=1, include=[])["ids"] == expected[1:2]
     missing = ["nowhere", "neither"]
     assert collection.get(ids=missing)["ids"] == []
-    with pytest.raises(InternalError, match="Error finding id: .*'(nowhere|neither)'"):
+    with pytest.raises(InternalError, match=r"Error finding id: .*'(nowhere|neither)'"):
         collection.query(query_embeddings=query, ids=missing)
     known = collection.query(query_embeddings=query, ids=[*missing, "r1"], where={"n": 1})
     assert known["ids"] == [["r1"]]
