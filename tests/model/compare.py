@@ -52,6 +52,7 @@ KNOWN_ERRORS: Mapping[tuple[str, str], tuple[str, ...]] = {
     # Of a change to the configuration of a collection that is gone.
     ("RuntimeError", "NotFoundError"): ("panic: ",),
     ("OverflowError", "InvalidArgumentError"): ("out of range integral type",),
+    ("TypeError", "InvalidArgumentError"): ("Cannot convert Python object to MetadataValue",),
     ("UnicodeEncodeError", "InvalidArgumentError"): ("surrogates not allowed",),
 }
 """Class in Chroma, class in the cluster: what Chroma's text says then, one of these."""
