@@ -215,8 +215,11 @@ async def _ingest(options: _Options, tally: "Tally") -> None:
 
         async with RouterLink(options.router) as link:
 
-            async def prepare(first: "Batch") -> None:
-                await _create(link, options, file.definition, marked=first.embedded)
+            async def prepare(first: "Batch | None") -> None:
+                # An export says what its collection is even if that is empty; other files do not.
+                if first is not None or file.definition is not None:
+                    marked = first is not None and first.embedded
+                    await _create(link, options, file.definition, marked=marked)
 
             sender = Sender(
                 link=link,

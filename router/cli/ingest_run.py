@@ -62,8 +62,9 @@ class Sender:
     rate: RateCap | None
     on_bad: OnBad
     """Takes a bad line; raises to stop there."""
-    prepare: Callable[[Batch], Awaitable[None]] | None = None
-    """Awaited once, before the first batch is sent; what it raises ends the sending."""
+    prepare: Callable[[Batch | None], Awaitable[None]] | None = None
+    """Awaited once, before the first batch is sent, or at the end with None when there was none to
+    send; what it raises ends the sending."""
     tally: Tally = field(default_factory=Tally)
     _in_flight: dict[asyncio.Task[None], set[str]] = field(default_factory=dict)
     _failures: list[Exception] = field(default_factory=list)
@@ -99,6 +100,8 @@ class Sender:
                 self.tally.position = batch.position
         if self._failures:
             raise self._failures[0]
+        if prepare is not None:
+            await prepare(None)
 
     async def _send_batch(self, lines: Sequence[Line]) -> None:
         try:

@@ -166,6 +166,9 @@ def test_a_directory_of_all_collections_and_an_empty_one(
         export(cluster, *asked, "--force")
         empty = tmp_path / "out" / f"none-yet.{file_format}"
         ingest(cluster, empty, "none-again", "--database", "exported")
+        again = there.get_collection("none-again")
+        assert (again.metadata, again.count()) == ({"x": True}, 0)
+        there.delete_collection("none-again")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         *("none-yet.jsonl", "none-yet.parquet", "some.jsonl", "some.parquet")
     ]

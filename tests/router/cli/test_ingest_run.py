@@ -173,3 +173,18 @@ async def test_a_bad_line_stops_the_reading_but_not_what_is_under_way() -> None:
     with pytest.raises(Failed, match="line 99: why"):
         await run.send_all(batches())
     assert (read, run.tally.stored) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"), [([[1], [2]], [1]), ([], [None])], ids=["at the first", "of nothing"]
+)
+async def test_it_prepares_once_also_when_there_is_nothing_to_send(
+    numbers: list[list[int]], said: list[int | None]
+) -> None:
+    prepared: list[int | None] = []
+
+    async def prepare(first: Batch | None) -> None:
+        prepared.append(None if first is None else first.lines[0].number)
+
+    await sender(ScriptedRouter(lambda *_: None), prepare=prepare).send_all(map(made, numbers))
+    assert prepared == said
