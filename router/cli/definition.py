@@ -68,10 +68,12 @@ class Definition:
             self.schema and other.schema and _portable(self.schema) != _portable(other.schema)
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """The head of an exported file."""
+    def to_json(self, name: str) -> dict[str, Any]:
+        """The head of an exported file of the collection of that name, which is there to be read:
+        `ingest` is told one."""
         return {
             FORMAT_KEY: FORMAT,
+            "collection": name,
             "metadata": self.metadata,
             "configuration": self.configuration,
             "schema": self.schema,

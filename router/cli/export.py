@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -88,7 +89,10 @@ def export(
 
     `chroma-router ingest FILE --collection NAME` reads them back: the same records in the same
     order, with the same types. A file appears when it is complete. What is written to a collection
-    meanwhile may be in its file or not. Parquet needs `pip install 'chroma-router[parquet]'`.
+    meanwhile may be in its file or not. In DIR a file is called like its collection; a name that is
+    too long for a file, or differs from another only in case, is shortened and ends with ~ and a
+    hash: the summary and the head of the file say the whole name. Parquet needs
+    `pip install 'chroma-router[parquet]'`.
 
     \b
     Examples:
@@ -149,7 +153,7 @@ async def _export(options: _Options, tally: _Tally) -> None:
 
     async with RouterLink(options.router) as link:
         found = await _collections(link, options)
-        files = {c.name: _file(options, c.name) for c in found}
+        files = _files(options, [collection.name for collection in found])
         if not options.one_file:
             options.to.mkdir(parents=True, exist_ok=True)
         for path in files.values():
@@ -184,8 +188,13 @@ async def _collections(link: Any, options: _Options) -> "list[types_pb2.Collecti
     return found
 
 
-def _file(options: _Options, name: str) -> Path:
-    return options.to if options.one_file else options.to / f"{name}.{options.file_format.value}"
+def _files(options: _Options, names: Sequence[str]) -> dict[str, Path]:
+    from router.cli.export_files import file_stems
+
+    if options.one_file:
+        return {names[0]: options.to}
+    suffix = options.file_format.value
+    return {name: options.to / f"{stem}.{suffix}" for name, stem in file_stems(names).items()}
 
 
 async def _write(
@@ -203,7 +212,8 @@ async def _write(
 
     before = tally.stored
     ref = types_pb2.CollectionRef(id=collection.id)
-    with writer(path, definition_of(collection), replace=options.force) as file:
+    head = definition_of(collection).to_json(collection.name)
+    with writer(path, head, replace=options.force) as file:
         async with aclosing(cluster.pages(ref)) as pages:
             async for page in pages:
                 await asyncio.to_thread(file.write, page)

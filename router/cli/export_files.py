@@ -6,9 +6,11 @@ metadata, and what a record leaves out.
 
 import contextlib
 import gzip
+import hashlib
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -18,10 +20,13 @@ import numpy as np
 from chroma_router.v1 import types_pb2
 from chroma_router.wire.records import metadata_from_wire
 from router.cli.command import Failed
-from router.cli.definition import Definition
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 """By which a file says what it is."""
+
+_LONGEST_STEM = 200
+"""Characters of a file's name before its suffix: file systems take 255 bytes, and a collection's
+name is ASCII."""
 
 
 class Writer(Protocol):
@@ -37,12 +42,12 @@ class Writer(Protocol):
 
 
 class LineWriter:
-    """Writes a JSONL file: the definition in the first line, then one record a line."""
+    """Writes a JSONL file: the head in the first line, then one record a line."""
 
-    def __init__(self, path: Path, definition: Definition, *, zipped: bool) -> None:
+    def __init__(self, path: Path, head: dict[str, Any], *, zipped: bool) -> None:
         self._file: IO[bytes] | gzip.GzipFile
         self._file = gzip.GzipFile(path, "wb") if zipped else path.open("wb")
-        self._line(definition.to_json())
+        self._line(head)
 
     def write(self, records: Sequence[types_pb2.Record]) -> None:
         """Writes records behind those written before."""
@@ -71,8 +76,24 @@ def _row(record: types_pb2.Record) -> dict[str, Any]:
     return row
 
 
+def file_stems(names: Sequence[str]) -> dict[str, str]:
+    """What the file of each collection is called, without its suffix.
+
+    The collection's name, unless that is too long for a file or differs from another of them only
+    in case, which some disks do not see: then its beginning and a hash of it, behind a "~", which
+    no collection's name has.
+    """
+    alike = Counter(name.casefold() for name in names)
+    return {
+        name: name
+        if len(name) <= _LONGEST_STEM and alike[name.casefold()] == 1
+        else f"{name[: _LONGEST_STEM - 13]}~{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+        for name in names
+    }
+
+
 @contextlib.contextmanager
-def writer(path: Path, definition: Definition, *, replace: bool) -> Iterator[Writer]:
+def writer(path: Path, head: dict[str, Any], *, replace: bool) -> Iterator[Writer]:
     """A writer whose file appears under its name when all went well, durable; else nothing does.
 
     Raises Failed if the name is taken by then, unless it is to be replaced.
@@ -81,7 +102,7 @@ def writer(path: Path, definition: Definition, *, replace: bool) -> Iterator[Wri
     os.close(handle)
     partial = Path(name)
     try:
-        file = _open(partial, path.name, definition)
+        file = _open(partial, path.name, head)
         with contextlib.closing(file):
             yield file
         _sync(partial)
@@ -100,12 +121,12 @@ def taken(path: Path) -> Failed:
     return Failed(f"{path} exists and is not overwritten; name another file, or say --force")
 
 
-def _open(path: Path, name: str, definition: Definition) -> Writer:
+def _open(path: Path, name: str, head: dict[str, Any]) -> Writer:
     if name.endswith(".parquet"):
         from router.cli.parquet import ParquetWriter
 
-        return ParquetWriter(path, definition)
-    return LineWriter(path, definition, zipped=name.endswith(".gz"))
+        return ParquetWriter(path, head)
+    return LineWriter(path, head, zipped=name.endswith(".gz"))
 
 
 def _claim(partial: Path, path: Path) -> None:

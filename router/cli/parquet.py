@@ -38,9 +38,9 @@ def require() -> None:
 class ParquetWriter:
     """Writes records to a Parquet file, one row group for each page of them."""
 
-    def __init__(self, path: Path, definition: Definition) -> None:
+    def __init__(self, path: Path, head: dict[str, Any]) -> None:
         self._path = path
-        self._head = {FORMAT_KEY: json.dumps(definition.to_json(), ensure_ascii=False)}
+        self._head = {FORMAT_KEY: json.dumps(head, ensure_ascii=False)}
         self._file: Any = None
 
     def write(self, records: Sequence[types_pb2.Record]) -> None:

@@ -174,6 +174,28 @@ def test_a_directory_of_all_collections_and_an_empty_one(
     ]
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_names_that_no_disk_takes_as_they_are(
+    cluster: RunningCluster, client: ClientAPI, tmp_path: Path, suffix: str
+) -> None:
+    names = ["n" * 512, "n" * 511 + "m", "Case-only", "case-only", "plain"]
+    for at, name in enumerate(names):
+        client.create_collection(name).add([f"r{at}"], np.ones((1, 2), "f4"))
+    asked = [part for name in names for part in ("--collection", name)]
+    files = export(cluster, *asked, "--to", tmp_path, "--format", suffix)["files"]
+    paths = {file["collection"]: Path(file["file"]) for file in files}
+    assert len({path.name.casefold() for path in paths.values()}) == len(names)
+    assert paths["plain"].name == f"plain.{suffix}"
+    for at, name in enumerate(names):
+        client.delete_collection(name)
+        ingest(cluster, paths[name], name)
+        assert client.get_collection(name).get()["ids"] == [f"r{at}"]
+        client.delete_collection(name)
+    if suffix == "jsonl":
+        heads = [json.loads(paths[name].read_text().splitlines()[0]) for name in names]
+        assert [head["collection"] for head in heads] == names
+
+
 def test_an_export_into_what_exists_with_another_index(
     cluster: RunningCluster, client: ClientAPI, tmp_path: Path
 ) -> None:

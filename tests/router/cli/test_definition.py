@@ -95,7 +95,7 @@ def test_a_difference_is_seen_but_not_the_machine() -> None:
 
 def test_a_head_survives_json() -> None:
     wanted = Definition({"a": 1, "b": 1.0}, {"hnsw": {"space": "ip"}}, {"keys": {}}, 2)
-    found = definition_from_json(json.loads(json.dumps(wanted.to_json())))
+    found = definition_from_json(json.loads(json.dumps(wanted.to_json("c"))))
     assert found == wanted
     assert type(found.metadata["b"]) is float
     assert space_of(found.configuration) == "ip"
@@ -112,7 +112,7 @@ def test_a_head_survives_json() -> None:
     ],
 )
 def test_a_head_of_another_kind_is_refused(change: dict[str, Any], says: str) -> None:
-    head = Definition({}, {}, None).to_json() | change
+    head = Definition({}, {}, None).to_json("c") | change
     with pytest.raises(BadDefinition, match=says):
         definition_from_json(head)
 
