@@ -103,7 +103,9 @@ def ingest(
     put it.
 
     A file that `export` wrote also says what its collection is; a new collection becomes the same,
-    in the same order. With --concurrency 1 every file is stored in its order.
+    in the same order. With --concurrency 1 every file is stored in its order. Into a collection
+    that exists, a write that a failure breaks off may leave its records out of order: to be sure
+    of the order, delete what a run that was stopped has left, and run it anew.
 
     chromadb's client does not know --embedder: a Python program that queries such a collection by
     text must make the query embeddings in the same way, or use `chroma-router query --text`.
@@ -197,6 +199,7 @@ async def _ingest(options: _Options, tally: "Tally") -> None:
     from router.cli.ingest_lines import batches
     from router.cli.ingest_run import Sender
     from router.cli.link import RouterLink, collection_ref
+    from router.cli.patient import PatientLink
     from router.rate_cap import RateCap
 
     with contextlib.ExitStack() as stack:
@@ -219,13 +222,13 @@ async def _ingest(options: _Options, tally: "Tally") -> None:
                 # An export says what its collection is even if that is empty; other files do not.
                 if first is not None or file.definition is not None:
                     marked = first is not None and first.embedded
-                    await _create(link, options, file.definition, marked=marked)
+                    made = await _create(link, options, file.definition, marked=marked)
+                    sender.in_order = made and sender.concurrency == 1
 
             sender = Sender(
-                link=link,
+                cluster=PatientLink(link, options.timeout),
                 collection=collection_ref(options.collection, options.tenant, options.database),
                 concurrency=options.concurrency or (1 if file.definition else _CONCURRENCY),
-                timeout=options.timeout,
                 rate=RateCap(options.rate) if options.rate is not None else None,
                 on_bad=on_bad,
                 prepare=prepare,
@@ -258,8 +261,9 @@ def _rules(options: _Options, file: "InputFile") -> "BatchRules":
 
 async def _create(
     link: Any, options: _Options, definition: "Definition | None", *, marked: bool
-) -> None:
-    """Makes the collection unless it exists; `marked`: its metadata name the embedder.
+) -> bool:
+    """Makes the collection unless it exists; whether it did. `marked`: its metadata name the
+    embedder.
 
     What the command was asked for goes before what the file says. Raises Failed when the collection
     exists with another space than the one that is asked for, or another index than the file's.
@@ -284,7 +288,7 @@ async def _create(
         metadata_to_wire({EMBEDDER_KEY: options.embedder.value}, request.metadata)
     answer = await link.call(link.catalog.CreateCollection, request)
     if answer.created:
-        return
+        return True
     found = definition_of(answer.collection)
     space = space_of(found.configuration)
     if options.space not in (None, space):
@@ -297,6 +301,7 @@ async def _create(
             f"the collection {options.collection} exists with another configuration than the "
             f"exported one; name another collection, or say --space {space} to add to it as it is"
         )
+    return False
 
 
 def _rejecter(path: Path | None, stack: contextlib.ExitStack) -> "Callable[[BadLine], None] | None":

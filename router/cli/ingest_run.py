@@ -1,39 +1,21 @@
 """Sends batches of lines to a router: a few at a time, repeated until they are in or time is up.
 
-Each batch keeps its request id over its repeats, so that it takes effect once. A batch that is
+Each batch keeps its request id over its repeats, so that it takes effect once; or, where the order
+of the lines is to be that of the records, it is taken back before it is repeated. A batch that is
 refused as invalid is halved until the guilty line is alone. Two batches with an id in common are
 never under way at once, so the later line wins.
 """
 
 import asyncio
-import os
-import random
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from chroma_router.v1 import types_pb2, views_pb2
-from chroma_router.wire.errors import (
-    ClusterError,
-    DeadlineExpired,
-    InvalidRequest,
-    OutcomeUnknown,
-    Overloaded,
-    Reason,
-    Stale,
-    Unavailable,
-)
-from chroma_router.wire.request_id import RANDOM_BYTES, new_request_id
+from chroma_router.v1 import types_pb2
+from chroma_router.wire.errors import ClusterError, InvalidRequest, Reason
 from router.cli.command import Failed
 from router.cli.ingest_lines import BadLine, Batch, Line
-from router.cli.link import RouterLink
-from router.core.retry import backoff
+from router.cli.patient import PatientLink
 from router.rate_cap import RateCap
-
-ATTEMPT_SECONDS = 60.0
-"""Deadline of one try."""
-
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 OnBad = Callable[[BadLine], None]
 
@@ -54,17 +36,19 @@ class Tally:
 class Sender:
     """Upserts batches into one collection."""
 
-    link: RouterLink
+    cluster: PatientLink
     collection: types_pb2.CollectionRef
     concurrency: int
-    timeout: float
-    """Seconds for which one batch is tried again."""
     rate: RateCap | None
     on_bad: OnBad
     """Takes a bad line; raises to stop there."""
     prepare: Callable[[Batch | None], Awaitable[None]] | None = None
     """Awaited once, before the first batch is sent, or at the end with None when there was none to
     send; what it raises ends the sending."""
+    in_order: bool = False
+    """Whether a batch that broke is taken back before it is repeated, so that what some shards took
+    of it does not end up before the rest. Of `concurrency` 1 alone, into a collection that has
+    nothing but what is sent here."""
     tally: Tally = field(default_factory=Tally)
     _in_flight: dict[asyncio.Task[None], set[str]] = field(default_factory=dict)
     _failures: list[Exception] = field(default_factory=list)
@@ -142,42 +126,19 @@ class Sender:
         self.tally.rejected += 1
 
     async def _upsert(self, lines: Sequence[Line]) -> None:
-        """One write, repeated. Raises what is final (InvalidRequest); Failed at the timeout."""
-        view = views_pb2.WriteRequestView(
-            collection=self.collection,
-            records=[line.record for line in lines],
-            request_id=_request_id(),
-        )
-        give_up = time.monotonic() + self.timeout
-        attempt = 0
-        while True:
-            left = max(give_up - time.monotonic(), 0.1)
-            try:
-                await self.link.call(self.link.upsert_view, view, min(ATTEMPT_SECONDS, left))
-            except OutcomeUnknown as error:
-                # Past the retry window the old identity is void; an upsert may be done again.
-                view.request_id = _request_id()
-                failure: ClusterError = error
-            except (Unavailable, Overloaded, DeadlineExpired, Stale) as error:
-                if error.reason is Reason.ANSWER_TOO_LARGE:
-                    raise
-                failure = error
+        """One write, repeated. Raises what is final (InvalidRequest); GaveUp at the timeout."""
+        what = f"storing lines {lines[0].number} to {lines[-1].number}"
+        records = [line.record for line in lines]
+        try:
+            if self.in_order:
+                ids = [line.id for line in lines]
+                await self.cluster.upsert_in_order(what, self.collection, ids, records)
             else:
-                self.tally.stored += len(lines)
-                self.tally.batches += 1
-                return
-            pause = failure.retry_after
-            if pause is None:
-                pause = backoff(attempt, _FIRST_PAUSE, _LONGEST_PAUSE, random.random())
-            if time.monotonic() + pause >= give_up:
-                raise Failed(
-                    f"lines {lines[0].number} to {lines[-1].number} could not be stored within "
-                    f"{self.timeout:.0f} s: {failure.message}; run it again when that is mended, "
-                    "what is stored already stays as it is"
-                )
-            attempt += 1
-            self.tally.retries += 1
-            await asyncio.sleep(pause)
+                await self.cluster.upsert(what, self.collection, records)
+        finally:
+            self.tally.retries = self.cluster.retries
+        self.tally.stored += len(lines)
+        self.tally.batches += 1
 
 
 def _fitting(
@@ -194,7 +155,3 @@ def _fitting(
         fits = len(types_pb2.Record.FromString(line.record).embedding) == size
         (good if fits else guilty).append(line)
     return (good, guilty) if guilty else None
-
-
-def _request_id() -> str:
-    return new_request_id(time.time_ns() // 1_000_000, os.urandom(RANDOM_BYTES))

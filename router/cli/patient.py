@@ -115,21 +115,51 @@ class PatientLink:
                 self.retries += 1
                 await patience.pause(error)
 
+    async def upsert(
+        self, what: str, collection: types_pb2.CollectionRef, records: Sequence[bytes]
+    ) -> None:
+        """Upserts records."""
+        view = views_pb2.WriteRequestView(collection=collection, records=records)
+        await self._write(what, self.link.upsert_view, view)
+
     async def add_in_order(
         self, collection: types_pb2.CollectionRef, ids: Sequence[str], records: Sequence[bytes]
     ) -> None:
-        """Adds records that are known not to exist, so that they stand in the order given.
+        """Adds records that are known not to exist, so that they stand in the order given."""
+        what = f"a write of {len(ids)} records"
+        await self._in_order(what, self.link.add_view, collection, ids, records)
 
-        A write that only some shards took would leave the others' records behind them for good. So
-        what was not acknowledged whole is first taken back, then added anew under a new identity.
+    async def upsert_in_order(
+        self,
+        what: str,
+        collection: types_pb2.CollectionRef,
+        ids: Sequence[str],
+        records: Sequence[bytes],
+    ) -> None:
+        """Upserts records so that those that are new stand in the order given.
+
+        None may be there but for what this run has written: a try that breaks deletes it.
         """
-        patience = Patience(f"a write of {len(ids)} records", self.timeout)
+        await self._in_order(what, self.link.upsert_view, collection, ids, records)
+
+    async def _in_order(
+        self,
+        what: str,
+        method: Callable[..., grpc.aio.UnaryUnaryCall[Any, Any]],
+        collection: types_pb2.CollectionRef,
+        ids: Sequence[str],
+        records: Sequence[bytes],
+    ) -> None:
+        """A write that only some shards took would leave the others' records behind them for good.
+        So what was not acknowledged whole is first taken back, then written under a new identity.
+        """
+        patience = Patience(what, self.timeout)
         while True:
             view = views_pb2.WriteRequestView(
                 collection=collection, records=records, request_id=fresh_request_id()
             )
             try:
-                await self.link.call(self.link.add_view, view, patience.attempt_seconds)
+                await self.link.call(method, view, patience.attempt_seconds)
                 return
             except ClusterError as error:
                 if not may_pass(error) and not isinstance(error, OutcomeUnknown):
@@ -144,18 +174,27 @@ class PatientLink:
         It is applied behind every earlier write that is still on its way to the same shards.
         """
         request = records_pb2.DeleteRequest(
-            collection=collection,
-            filter=types_pb2.Filter(ids=ids, by_ids=True),
-            request_id=fresh_request_id(),
+            collection=collection, filter=types_pb2.Filter(ids=ids, by_ids=True)
         )
-        patience = Patience(f"a delete of {len(ids)} records", self.timeout)
+        await self._write(f"a delete of {len(ids)} records", self.link.records.Delete, request)
+
+    async def _write(
+        self,
+        what: str,
+        method: Callable[..., grpc.aio.UnaryUnaryCall[Any, Any]],
+        request: views_pb2.WriteRequestView | records_pb2.DeleteRequest,
+    ) -> None:
+        """A write that does no harm when it is done twice, repeated under its identity; past the
+        retry window that is void, and it gets a new one."""
+        request.request_id = fresh_request_id()
+        patience = Patience(what, self.timeout)
         while True:
             try:
-                await self.link.call(self.link.records.Delete, request, patience.attempt_seconds)
+                await self.link.call(method, request, patience.attempt_seconds)
                 return
             except ClusterError as error:
                 if isinstance(error, OutcomeUnknown):
-                    request.request_id = fresh_request_id()  # deleting twice does no harm
+                    request.request_id = fresh_request_id()
                 elif not may_pass(error):
                     raise
                 self.retries += 1

@@ -20,6 +20,7 @@ from router.cli.command import Failed
 from router.cli.ingest_lines import BadLine, Batch, Line
 from router.cli.ingest_run import Sender
 from router.cli.link import RouterLink
+from router.cli.patient import PatientLink
 
 
 class ScriptedRouter:
@@ -57,10 +58,9 @@ def sender(router: ScriptedRouter, bad: list[BadLine] | None = None, **options: 
             raise Failed(f"line {line.number}: {line.reason}")
         bad.append(line)
 
-    settings = {"concurrency": 4, "timeout": 30.0, "rate": None, **options}
-    return Sender(
-        cast(RouterLink, router), types_pb2.CollectionRef(name="c"), on_bad=on_bad, **settings
-    )
+    cluster = PatientLink(cast(RouterLink, router), options.pop("timeout", 30.0))
+    settings = {"concurrency": 4, "rate": None, **options}
+    return Sender(cluster, types_pb2.CollectionRef(name="c"), on_bad=on_bad, **settings)
 
 
 def refuse(guilty: set[str]) -> Callable[[str, list[str]], None]:
@@ -104,7 +104,7 @@ async def test_it_gives_up_at_the_timeout_and_names_the_lines() -> None:
     def answer(_: str, __: list[str]) -> None:
         raise Unavailable("away")
 
-    with pytest.raises(Failed, match="lines 3 to 4 could not be stored within 0 s: away"):
+    with pytest.raises(Failed, match="lines 3 to 4 was not done within 0 s: away"):
         await sender(ScriptedRouter(answer), timeout=0.05).send_all(iter([made([3, 4])]))
 
 
@@ -188,3 +188,39 @@ async def test_it_prepares_once_also_when_there_is_nothing_to_send(
 
     await sender(ScriptedRouter(lambda *_: None), prepare=prepare).send_all(map(made, numbers))
     assert prepared == said
+
+
+class BreakingRouter:
+    """Stands for a RouterLink whose every other upsert breaks when a part of it is stored."""
+
+    upsert_view = "upsert"
+
+    class Records:
+        Delete = "delete"
+
+    records = Records
+
+    def __init__(self) -> None:
+        self.stored: list[str] = []
+        self.upserts = 0
+
+    async def call(self, method: str, request: Any, _timeout: float) -> None:
+        if method == "delete":
+            gone = set(request.filter.ids)
+            self.stored = [record_id for record_id in self.stored if record_id not in gone]
+            return
+        self.upserts += 1
+        ids = [types_pb2.Record.FromString(record).id for record in request.records]
+        breaks = self.upserts % 2 == 1
+        self.stored += [i for i in (ids[1::2] if breaks else ids) if i not in self.stored]
+        if breaks:
+            raise Unavailable("a shard is away", retry_after=0.001)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+async def test_the_order_of_a_new_collection_survives_broken_writes(in_order: bool) -> None:
+    router = BreakingRouter()
+    run = sender(cast(ScriptedRouter, router), concurrency=1, in_order=in_order)
+    await run.send_all(iter([made(range(1, 7)), made(range(7, 12))]))
+    assert (run.tally.stored, run.tally.retries) == (11, 2)
+    assert (router.stored == [f"i{n}" for n in range(1, 12)]) is in_order

@@ -15,6 +15,7 @@ class ScriptedRouter:
     """Stands for a RouterLink; each call takes the next answer, an error or None."""
 
     add_view = "add"
+    upsert_view = "upsert"
 
     class Records:
         Delete = "delete"
@@ -73,3 +74,17 @@ async def test_it_gives_up(error: Callable[[], Unavailable]) -> None:
     router = ScriptedRouter(*(error() for _ in range(1000)))
     with pytest.raises(GaveUp, match="within 0 s"):
         await add(router, timeout=0.05)
+
+
+async def test_an_upsert_in_order_is_taken_back_too_and_a_plain_one_keeps_its_identity() -> None:
+    collection = types_pb2.CollectionRef(name="c")
+    router = ScriptedRouter(away(), None, None)
+    link = PatientLink(cast(RouterLink, router), 30.0)
+    await link.upsert_in_order("storing", collection, ["a"], [b"record"])
+    assert [method for method, _ in router.calls] == ["upsert", "delete", "upsert"]
+    assert len({request_id for _, request_id in router.calls}) == 3
+    router = ScriptedRouter(away(), None)
+    link = PatientLink(cast(RouterLink, router), 30.0)
+    await link.upsert("storing", collection, [b"record"])
+    assert [method for method, _ in router.calls] == ["upsert", "upsert"]
+    assert len({request_id for _, request_id in router.calls}) == 1
