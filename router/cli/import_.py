@@ -1,6 +1,7 @@
 """`import`: another Chroma's collections into the cluster. What it brings over and what it says."""
 
 import asyncio
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from router.cli.import_run import Brought, Importer, ImportTally
     from router.cli.import_source import Source, SourceCollection
 
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _ROUND_RECORDS = 100_000
 _ROUND_COLLECTIONS = 200
 
@@ -37,6 +39,14 @@ def import_(
             "--from", metavar="DIR|URL", help="Directory of a Chroma, or http://HOST:PORT."
         ),
     ],
+    headers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--header",
+            metavar="'NAME: VALUE'",
+            help="Sent to a server with each request; can be given several times.",
+        ),
+    ] = None,
     collections: Annotated[
         list[str] | None,
         typer.Option("--collection", help="Only this one; can be given several times."),
@@ -80,14 +90,18 @@ def import_(
       chroma-router import --from ./chroma
       chroma-router import --from http://localhost:8000 --collection docs --into docs-2
       chroma-router import --from ./chroma --dry-run
+      chroma-router import --from https://chroma:443 --header "x-chroma-token: $TOKEN"
     """
     if into is not None and len(collections or ()) != 1:
         usage("--into: name the one collection that is to get another name with --collection")
     if temporary is not None and not temporary.is_dir():
         raise Failed(f"--temp {temporary} is no directory")
-    from router.cli.import_source import chosen, open_source
+    sent = _headers(headers or ())
+    from router.cli.import_source import chosen, is_server, open_source
 
-    source = open_source(origin, temporary)
+    if sent and not is_server(origin):
+        usage("--header: only a server is sent any; --from names a directory")
+    source = open_source(origin, temporary, sent)
     try:
         found = chosen(source, tenants or (), databases or (), collections or ())
         if dry_run:
@@ -100,6 +114,20 @@ def import_(
         source.close()
     if report.problems:
         raise Failed("\nchroma-router: ".join(report.problems))
+
+
+def _headers(given: Sequence[str]) -> dict[str, str]:
+    """What is said about one that is no header leaves out its value, which may be a secret."""
+    found: dict[str, str] = {}
+    for at, text in enumerate(given, 1):
+        name, colon, value = text.partition(":")
+        value = value.strip()
+        if not colon or not _HEADER_NAME.fullmatch(name):
+            usage(f"--header: number {at} is none; write it as 'NAME: VALUE'")
+        if not value or not (value.isascii() and value.isprintable()):
+            usage(f"--header: the value of {name} must be printable ASCII text, and not empty")
+        found[name] = value
+    return found
 
 
 def _import(

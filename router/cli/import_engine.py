@@ -3,6 +3,7 @@
 The only module of the command line that imports chromadb's interface; it reads and never writes.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -42,9 +43,10 @@ class LocalEngine(Engine):
 
 
 class RemoteEngine(Engine):
-    """A Chroma server. Raises Failed when none answers, or one of another generation."""
+    """A Chroma server, asked with these headers besides its own. Raises Failed when none answers,
+    or one of another generation."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         parts = urlsplit(url)
         try:
             port = parts.port or _PORTS[parts.scheme]
@@ -57,6 +59,7 @@ class RemoteEngine(Engine):
             chroma_server_host=parts.hostname,
             chroma_server_http_port=port,
             chroma_server_ssl_enabled=parts.scheme == "https",
+            chroma_server_headers=dict(headers),
             anonymized_telemetry=False,
         )
         super().__init__(settings)
@@ -66,7 +69,8 @@ class RemoteEngine(Engine):
             self.close()
             raise Failed(
                 f"no Chroma server answers at {url} ({error}); start one with "
-                "`chroma run --path DIR`, or give the directory itself"
+                "`chroma run --path DIR`, or give the directory itself; one that asks for "
+                "credentials gets them with --header"
             ) from None
         if not version.startswith("1."):
             self.close()

@@ -4,7 +4,7 @@ Synchronous; `import_run` calls it from threads. It reads in bounded memory, but
 a directory, which holds the indexes of the collections that it reads.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -194,10 +194,15 @@ class DirectorySource(Source):
         self._copy.close()
 
 
-def open_source(place: str, temporary: Path | None) -> Source:
-    """The source at a directory or an http(s) address. Raises Failed."""
-    if place.startswith(("http://", "https://")):
-        return Source(place, RemoteEngine(place))
+def is_server(place: str) -> bool:
+    """Whether a source is the address of a server; else it is a directory."""
+    return place.startswith(("http://", "https://"))
+
+
+def open_source(place: str, temporary: Path | None, headers: Mapping[str, str]) -> Source:
+    """The source at a directory or an http(s) address, which is sent the headers. Raises Failed."""
+    if is_server(place):
+        return Source(place, RemoteEngine(place, headers))
     return DirectorySource(Path(place), temporary)
 
 

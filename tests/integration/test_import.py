@@ -3,6 +3,7 @@ up after kills, and never writing to the source."""
 
 import functools
 import hashlib
+import http.server
 import json
 import os
 import shutil
@@ -11,7 +12,9 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -211,6 +214,55 @@ def test_a_running_server(cluster: RunningCluster, tmp_path: Path) -> None:
         same(theirs, ours, "served-l2", "elsewhere")
     gone = cli("import", "--from", url, "--router", cluster.address)
     assert (gone.returncode, url in gone.stderr, "chroma run" in gone.stderr) == (1, True, True)
+
+
+@contextmanager
+def guarded(url: str, name: str, value: str) -> Iterator[str]:
+    """A proxy before a server that lets through only what has this header; its address."""
+
+    class Guard(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.headers.get(name) != value:
+                self.send_error(401)
+                return
+            kind = {"Content-Type": "application/json"}
+            asked = urllib.request.Request(url + self.path, body or None, kind, method=self.command)
+            with urllib.request.urlopen(asked, timeout=30) as answer:
+                found = answer.read()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(found)))
+            self.end_headers()
+            self.wfile.write(found)
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Guard) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_server_that_asks_for_credentials(cluster: RunningCluster, tmp_path: Path) -> None:
+    with chroma(tmp_path / "source") as (client, _):
+        client.create_collection("guarded").add(["a"], np.ones((1, 2), "f4"))
+    with (
+        chroma_server(tmp_path / "source") as behind,
+        guarded(behind, "x-chroma-token", "s3: cret") as url,
+    ):
+        refused = cli("import", "--from", url, "--router", cluster.address)
+        assert (refused.returncode, "--header" in refused.stderr) == (1, True)
+        given = ("--header", "x-other: y", "--header", "x-chroma-token: s3: cret")
+        assert bring(cluster, url, *given)["stored"] == 1
 
 
 def numbered(path: Path, name: str, count: int) -> None:
