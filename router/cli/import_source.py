@@ -19,9 +19,7 @@ from router.cli.command import Failed
 from router.cli.definition import Definition
 from router.cli.import_copy import DirectoryCopy
 from router.cli.import_engine import Engine, LocalEngine, RemoteEngine
-
-MAX_BATCH_BYTES = 8 << 20
-"""A batch ends before its records pass so many bytes, unless one record alone does."""
+from router.cli.link import MAX_BATCH_BYTES
 
 _IDS_AT_ONCE = 50_000
 _FIRST_READ = 64

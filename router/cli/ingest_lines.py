@@ -16,12 +16,10 @@ from chroma_router.wire.errors import ClusterError
 from chroma_router.wire.records import record_message
 from router.cli.command import Failed
 from router.cli.ingest_input import KEYS, InputFile, RawRow
+from router.cli.link import MAX_BATCH_BYTES
 from router.core.limits import Limits
 from router.core.validate import WriteKind, check_write
 from router.embedding import Embedder
-
-MAX_BATCH_BYTES = 8 << 20
-"""A batch ends before its records pass so many bytes."""
 
 _NUMBERS: set[type] = {int, float}
 

@@ -22,6 +22,9 @@ from router.cli.command import usage
 
 _MAX_MESSAGE_BYTES = 64 << 20
 
+MAX_BATCH_BYTES = 8 << 20
+"""Where a command cuts records into writes: a batch has about so many bytes, or one record."""
+
 CALL_TIMEOUT = 30.0
 """Seconds for a call that an operator waits for."""
 
