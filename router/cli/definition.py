@@ -16,6 +16,9 @@ FORMAT = 1
 FORMAT_KEY = "chroma_router_export"
 """The key by which the head of an exported file is known."""
 
+INDEX_METADATA = "hnsw:"
+"""How the keys of metadata begin that an engine reads when it makes a collection."""
+
 _PLAIN_SWITCHES = {
     "defaults.string.fts_index": False,
     "defaults.string.string_inverted_index": True,
@@ -44,8 +47,20 @@ class Definition:
     schema: dict[str, Any] | None
     placement_shards: int = 0
 
+    @property
+    def early_metadata(self) -> dict[str, Any]:
+        """The metadata with which the collection is made; the others are set when it exists.
+
+        Those that speak of the index are later: they may have been changed after the collection was
+        made, which changed no index, but the engine would take them for its parameters, or refuse
+        them beside a schema.
+        """
+        if not (self.configuration or self.schema):
+            return self.metadata
+        return {k: v for k, v in self.metadata.items() if not k.startswith(INDEX_METADATA)}
+
     def fill(self, request: catalog_pb2.CreateCollectionRequest) -> None:
-        """Asks for a collection of this definition.
+        """Asks for a collection of this definition, with its early metadata.
 
         Either the schema or the configuration is sent: the engine refuses both together. The schema
         only if it says more, about which values are indexed: of one that is made of defaults
@@ -56,7 +71,7 @@ class Definition:
             request.schema_json = json.dumps(schema)
         elif self.configuration:
             request.configuration_json = json.dumps(self.configuration)
-        metadata_to_wire(self.metadata, request.metadata)
+        metadata_to_wire(self.early_metadata, request.metadata)
         request.placement_shards = self.placement_shards
 
     def same_index(self, other: "Definition") -> bool:

@@ -161,7 +161,9 @@ class Importer:
         if not found.same_index(wanted):
             self._refuse(original, target, "another configuration")
         metadata = {key: value for key, value in found.metadata.items() if key != MARK}
-        if _typed(metadata) != _typed(wanted.metadata):
+        # One that is being filled gets the others at the end, when its mark goes.
+        allowed = [wanted.metadata, *([wanted.early_metadata] if MARK in found.metadata else [])]
+        if _typed(metadata) not in map(_typed, allowed):
             self._refuse(original, target, "other metadata")
 
     @staticmethod

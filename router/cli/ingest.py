@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from router.cli.ingest_input import InputFile
     from router.cli.ingest_lines import BadLine, Batch, BatchRules
     from router.cli.ingest_run import Tally
+    from router.cli.patient import PatientLink
 
 _SPACES = ("cosine", "l2", "ip")
 _CONCURRENCY = 4
@@ -217,16 +218,17 @@ async def _ingest(options: _Options, tally: "Tally") -> None:
             reject(line)
 
         async with RouterLink(options.router) as link:
+            cluster = PatientLink(link, options.timeout)
 
             async def prepare(first: "Batch | None") -> None:
                 # An export says what its collection is even if that is empty; other files do not.
                 if first is not None or file.definition is not None:
                     marked = first is not None and first.embedded
-                    made = await _create(link, options, file.definition, marked=marked)
+                    made = await _create(cluster, options, file.definition, marked=marked)
                     sender.in_order = made and sender.concurrency == 1
 
             sender = Sender(
-                cluster=PatientLink(link, options.timeout),
+                cluster=cluster,
                 collection=collection_ref(options.collection, options.tenant, options.database),
                 concurrency=options.concurrency or (1 if file.definition else _CONCURRENCY),
                 rate=RateCap(options.rate) if options.rate is not None else None,
@@ -260,7 +262,7 @@ def _rules(options: _Options, file: "InputFile") -> "BatchRules":
 
 
 async def _create(
-    link: Any, options: _Options, definition: "Definition | None", *, marked: bool
+    cluster: "PatientLink", options: _Options, definition: "Definition | None", *, marked: bool
 ) -> bool:
     """Makes the collection unless it exists; whether it did. `marked`: its metadata name the
     embedder.
@@ -268,7 +270,7 @@ async def _create(
     What the command was asked for goes before what the file says. Raises Failed when the collection
     exists with another space than the one that is asked for, or another index than the file's.
     """
-    from chroma_router.v1 import catalog_pb2
+    from chroma_router.v1 import catalog_pb2, types_pb2
     from chroma_router.wire.records import metadata_to_wire
     from router.cli.definition import definition_of
 
@@ -284,10 +286,18 @@ async def _create(
         definition = None
         request.configuration_json = options.configuration
         request.schema_json = ""
-    if marked and options.embedder is not None:
-        metadata_to_wire({EMBEDDER_KEY: options.embedder.value}, request.metadata)
-    answer = await link.call(link.catalog.CreateCollection, request)
+    said = {EMBEDDER_KEY: options.embedder.value} if marked and options.embedder else {}
+    metadata_to_wire(said, request.metadata)
+    answer = await cluster.link.call(cluster.link.catalog.CreateCollection, request)
     if answer.created:
+        if definition is not None and definition.early_metadata != definition.metadata:
+            update = catalog_pb2.UpdateCollectionRequest(
+                collection=types_pb2.CollectionRef(id=answer.collection.id)
+            )
+            metadata_to_wire({**definition.metadata, **said}, update.new_metadata)
+            update.replace_metadata = True
+            method = cluster.link.catalog.UpdateCollection
+            await cluster.call(f"describing {options.collection}", method, update)
         return True
     found = definition_of(answer.collection)
     space = space_of(found.configuration)

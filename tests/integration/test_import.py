@@ -24,6 +24,7 @@ import chromadb
 import numpy as np
 import pytest
 from chromadb.api import ClientAPI
+from chromadb.api.types import Schema, StringInvertedIndexConfig
 from chromadb.config import Settings
 
 import chroma_router
@@ -214,6 +215,31 @@ def test_a_running_server(cluster: RunningCluster, tmp_path: Path) -> None:
         same(theirs, ours, "served-l2", "elsewhere")
     gone = cli("import", "--from", url, "--router", cluster.address)
     assert (gone.returncode, url in gone.stderr, "chroma run" in gone.stderr) == (1, True, True)
+
+
+def test_index_metadata_that_were_changed_later(cluster: RunningCluster, tmp_path: Path) -> None:
+    """Chroma keeps the index as it was made; beside a schema its engine refuses to make such."""
+    schema = Schema().delete_index(config=StringInvertedIndexConfig(), key="note")
+    ours = chroma_router.Client(host=cluster.host, port=cluster.port)
+    with chroma(tmp_path / "source") as (theirs, _):
+        for name, options in (("changed-schema", {"schema": schema}), ("changed-plain", {})):
+            collection = theirs.create_collection(name, **options)  # type: ignore[arg-type]
+            collection.add(["a"], np.ones((1, 2), "f4"))
+            collection.modify(metadata={"hnsw:M": 5, "hnsw:construction_ef": 33, "x": True})
+    names = ("changed-schema", "changed-plain")
+    assert bring(cluster, tmp_path / "source")["stored"] == 2
+    assert bring(cluster, tmp_path / "source")["stored"] == 0
+    with chroma(tmp_path / "source") as (theirs, _):
+        for name in names:
+            same(theirs, ours, name)
+    for name in names:
+        file = tmp_path / f"{name}.jsonl"
+        reached = ("--router", cluster.address)
+        assert cli("export", "--collection", name, "--to", str(file), *reached).returncode == 0
+        done = cli("ingest", str(file), "--collection", f"{name}-2", *reached)
+        assert done.returncode == 0, done.stderr
+        old, new = ours.get_collection(name), ours.get_collection(f"{name}-2")
+        assert (new.metadata, new.configuration_json) == (old.metadata, old.configuration_json)
 
 
 @contextmanager

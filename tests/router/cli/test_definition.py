@@ -71,10 +71,35 @@ def test_the_engine_makes_the_same_again(engine: ClientAPI, made: dict[str, Any]
     try:
         found = Definition(copy.metadata or {}, copy.configuration, copy.schema)
         assert found.same_index(wanted)
-        assert found.metadata == wanted.metadata
+        assert found.metadata == wanted.early_metadata
     finally:
         for name in ("original", "copy"):
             engine.delete_collection(name)
+
+
+@pytest.mark.parametrize("schema", [None, schema_without_index_of_a_key], ids=["plain", "a schema"])
+def test_metadata_changed_later_are_not_taken_for_the_index(
+    engine: ClientAPI, schema: Callable[[], Schema] | None
+) -> None:
+    options: dict[str, Any] = {} if schema is None else {"schema": schema()}
+    engine.create_collection("changed", **options).modify(metadata={"hnsw:M": 5, "a": 1})
+    model = engine._server.get_collection("changed", *SCOPE)  # type: ignore[attr-defined]
+    wanted = Definition(model.metadata or {}, model.configuration_json, model.serialized_schema)
+    assert wanted.metadata == {"hnsw:M": 5, "a": 1}
+    request = catalog_pb2.CreateCollectionRequest()
+    wanted.fill(request)
+    copy = engine._server.bindings.create_collection(  # type: ignore[attr-defined]
+        "changed-copy",
+        request.configuration_json or None,
+        request.schema_json or None,
+        metadata_from_wire(request.metadata),
+        False,
+        *SCOPE,
+    )
+    for name in ("changed", "changed-copy"):
+        engine.delete_collection(name)
+    assert copy.metadata == {"a": 1}
+    assert Definition({}, copy.configuration, copy.schema).same_index(wanted)
 
 
 def test_a_difference_is_seen_but_not_the_machine() -> None:
