@@ -17,6 +17,7 @@ import structlog
 from chroma_router.v1 import shard_pb2, types_pb2
 from chroma_router.wire.errors import (
     ClusterError,
+    InternalFailure,
     InvalidRequest,
     NotAllowed,
     NotFound,
@@ -214,6 +215,12 @@ class Directory:
                 if waited:  # another call has just given it, or will be refused again and come back
                     return entry
                 await self._give(shard, entry.id)
+        except InvalidRequest as refused:
+            # Not what the caller asked, which another shard may well have answered.
+            raise InternalFailure(
+                f"shard {shard.name} refuses the definition of collection [{entry.name}] that the "
+                f"catalog holds: {refused.message}; change the definition to one that it takes"
+            ) from refused
         finally:
             if not lock.locked():
                 self._grants.pop(key, None)
@@ -273,6 +280,8 @@ def checked_json(text: str, field: str) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(text)
+        # Python reads more than JSON has: NaN, numbers beyond all floats, halves of characters.
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{field} is not JSON: {error}; send a JSON object") from None
     if not isinstance(value, dict):

@@ -128,6 +128,7 @@ async def _serve(
                 cluster,
                 directory,
                 reaper,
+                tasks,
                 default_placement_shards=settings.default_placement_shards,
             ),
             ClusterService(

@@ -1,17 +1,28 @@
 """CatalogService: tenants, databases and collections, kept in the catalog and told to the nodes."""
 
+import asyncio
 import contextlib
-import json
 import time
 import uuid
 from collections.abc import Mapping
 from typing import Any, cast
 
+import structlog
+
 from chroma_router.v1 import catalog_pb2, types_pb2
-from chroma_router.wire.errors import InvalidRequest, NotAllowed, NotFound, Reason, Stale
+from chroma_router.wire.errors import (
+    ClusterError,
+    InvalidRequest,
+    NotAllowed,
+    NotFound,
+    Reason,
+    Stale,
+)
 from chroma_router.wire.records import metadata_from_wire
 from router.catalog import Catalog, Metadata, NewCollection
 from router.cluster import Cluster
+from router.concurrency import settled
+from router.core import configuration
 from router.core.model import CollectionEntry, DatabaseEntry
 from router.core.placement import home_shards, placement
 from router.core.schema import with_configuration
@@ -31,15 +42,12 @@ from router.directory import (
 )
 from router.reaper import Reaper
 
-FIRST_EPOCH = 1
+log = structlog.get_logger(__name__)
 
-_MERGED_PARTS = frozenset({"hnsw", "spann"})
-"""The parts of a configuration that are changed key by key; another part is replaced whole."""
+FIRST_EPOCH = 1
 
 CHANGE_ROUNDS = 20
 """How often a change of a collection is decided again because another one came first."""
-
-_CONFIGURATION_PARTS = ("hnsw", "spann", "embedding_function")
 
 
 class CatalogService:
@@ -51,6 +59,7 @@ class CatalogService:
         cluster: Cluster,
         directory: Directory,
         reaper: Reaper,
+        tasks: asyncio.TaskGroup,
         *,
         default_placement_shards: int = 0,
     ) -> None:
@@ -58,6 +67,7 @@ class CatalogService:
         self._cluster = cluster
         self._directory = directory
         self._reaper = reaper
+        self._tasks = tasks
         self._default_placement_shards = default_placement_shards
 
     async def create_tenant(
@@ -235,15 +245,25 @@ class CatalogService:
     ) -> CollectionEntry:
         """Changes the catalog, then the shards; taken back if the engine refuses the change.
 
-        `update` is merged into the configuration. Another change of the collection meanwhile (even
-        a first write fixing its dimension is one) means deciding again, on what it is now.
+        A caller that goes away, or whose time ends, does not stop it half way: the catalog would
+        keep what no engine takes.
         """
+        # `settled` returns the error of the change: raised in its task, it ended the group.
+        changing = self._tasks.create_task(settled([self._changed(before, changes, update)]))
+        (outcome,) = await asyncio.shield(changing)
+        if isinstance(outcome, ClusterError):
+            raise outcome
+        return outcome
+
+    async def _changed(
+        self, before: CollectionEntry, changes: dict[str, Any], update: dict[str, Any]
+    ) -> CollectionEntry:
+        """`update` is merged into the configuration. Another change of the collection meanwhile
+        (even a first write fixing its dimension is one) means deciding again, on what it is now."""
         for _ in range(CHANGE_ROUNDS):
-            if update:
-                changes["configuration_json"] = merged_configuration(
-                    before.configuration_json, update
-                )
-                changes["schema_json"] = with_configuration(before.schema_json, update)
+            changes |= _configured(before, update)
+            if not changes:
+                return before
             try:
                 entry = await self._catalog.update_collection(before, **changes)
                 break
@@ -258,20 +278,21 @@ class CatalogService:
         try:
             await self._directory.push(entry)
         except InvalidRequest:
-            await self._take_back(before, changes)
+            await self._take_back(before, entry)
             raise
         return self._directory.remember(entry)
 
-    async def _take_back(self, before: CollectionEntry, changes: dict[str, Any]) -> None:
-        """Undoes a change that the engine refused."""
-        back = {name: getattr(before, name) for name in changes}
-        if "metadata" in back:
-            back["metadata"] = back["metadata"] or {}
+    async def _take_back(self, before: CollectionEntry, refused: CollectionEntry) -> None:
+        """Undoes the change that made `refused` of `before`, and nothing that came after it."""
         for _ in range(CHANGE_ROUNDS):
             now = await self._catalog.collection(before.id)
             with contextlib.suppress(Stale):
-                self._directory.remember(await self._catalog.update_collection(now, **back))
+                now = await self._catalog.update_collection(now, **_undo(now, refused, before))
+                self._directory.remember(now)
+                with contextlib.suppress(InvalidRequest):  # another change's, which undoes itself
+                    await self._directory.push(now)  # to shards that did take the refused one
                 return
+        log.error("change_not_taken_back", collection=before.id, version=refused.version)
 
     async def _current(self, ref: types_pb2.CollectionRef) -> CollectionEntry:
         """A collection as the catalog has it now, not as this router remembers it."""
@@ -289,44 +310,29 @@ class CatalogService:
         await self._reaper.finish(doomed, max(0.0, deadline - time.monotonic()))
 
 
-def merged_configuration(current_json: str, update: dict[str, Any]) -> str:
-    """Chroma's collection configuration with an update merged in; raises InvalidRequest for a part
-    that cannot be changed."""
-    current = checked_json(current_json, "configuration_json") or {}
-    fixed = {"space", "ef_construction", "max_neighbors"}
-    for part, value in update.items():
-        if value is None:  # chromadb names every part, also those that stay
-            continue
-        _check_part(part, value, current)
-        if part not in _MERGED_PARTS or not isinstance(current.get(part), dict):
-            current[part] = value
-            continue
-        for key, new in value.items():
-            # The engine reports every key that it keeps; it takes num_threads and forgets it.
-            if new is None or key not in current[part]:
-                continue
-            if part == "hnsw" and key in fixed and current[part][key] != new:
-                raise InvalidRequest(
-                    f"configuration hnsw.{key} cannot be changed after a collection is created; "
-                    "make another collection and copy the records"
-                )
-            current[part][key] = new
-    return json.dumps(current, separators=(",", ":"), sort_keys=True)
+def _configured(entry: CollectionEntry, update: dict[str, Any]) -> dict[str, Any]:
+    """The catalog's changes for an update of the configuration. Raises InvalidRequest."""
+    change = configuration.effective(entry.configuration_json, update)
+    if not change:
+        return {}
+    return {
+        "configuration_json": configuration.merged(entry.configuration_json, change),
+        "schema_json": with_configuration(entry.schema_json, change),
+    }
 
 
-def _check_part(part: str, value: object, current: Mapping[str, Any]) -> None:
-    """Raises InvalidRequest for what would leave a configuration that no engine can read."""
-    if part not in _CONFIGURATION_PARTS:
-        raise InvalidRequest(
-            f"configuration {part!r} is not known; parts are {', '.join(_CONFIGURATION_PARTS)}"
+def _undo(now: CollectionEntry, mine: CollectionEntry, before: CollectionEntry) -> dict[str, Any]:
+    """The catalog's changes that take back of `now` what made `mine` of `before`."""
+    back: dict[str, Any] = {}
+    if now.name == mine.name != before.name:
+        back["name"] = before.name
+    if now.metadata == mine.metadata != before.metadata:
+        back["metadata"] = before.metadata or {}
+    for field in ("configuration_json", "schema_json"):
+        back[field] = configuration.undone_text(
+            *(getattr(entry, field) for entry in (now, mine, before))
         )
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"configuration {part} is not an object; send one such as {{}}")
-    if part in {"hnsw", "spann"} and not isinstance(current.get(part), dict):
-        raise InvalidRequest(
-            f"configuration {part}: the collection has no {part} index, and its kind cannot be "
-            "changed; make another collection and copy the records"
-        )
+    return back
 
 
 def _metadata(wire: Mapping[str, types_pb2.MetadataValue]) -> Metadata | None:

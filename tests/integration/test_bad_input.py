@@ -169,6 +169,8 @@ def test_an_index_that_would_undo_the_engine_is_refused_however_it_is_asked_for(
     [
         ('{"hnsw": 1}', "hnsw"),
         ('{"hnsw": []}', "hnsw"),
+        ('{"hnsw": {"ef_search": -1}}', "hnsw.ef_search"),
+        ('{"hnsw": {"bogus": 1}}', "hnsw.bogus"),
         ('{"spann": {"space": "l2"}}', "spann"),
         ('{"unknown": {}}', "unknown"),
         ('{"embedding_function": 1}', "embedding_function"),

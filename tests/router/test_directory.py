@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from chroma_router.v1 import shard_pb2, types_pb2
-from chroma_router.wire.errors import InvalidRequest, NotAllowed, NotFound, Reason, Unavailable
+from chroma_router.wire.errors import (
+    InternalFailure,
+    InvalidRequest,
+    NotAllowed,
+    NotFound,
+    Reason,
+    Unavailable,
+)
 from chroma_router.wire.slots import slots_from_bitmap
 from router.directory import definition_of
 from tests.router.catalog.helpers import new
@@ -173,6 +180,16 @@ async def test_a_push_reaches_who_is_there_and_hears_a_refusal(tmp_path: Path) -
         router.shards["shard-2"].then("SetOwnership", InvalidRequest("no"))
         with pytest.raises(InvalidRequest):
             await router.directory.push(entry)
+
+
+async def test_a_definition_that_a_node_refuses_is_not_the_callers_fault(tmp_path: Path) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        node = router.shards["shard-1"]
+        node.restart()
+        node.then("SetOwnership", InvalidRequest("scripted: invalid value"))
+        with pytest.raises(InternalFailure, match=r"shard-1 refuses .*invalid value"):
+            await router.directory.reconcile(entry, _stale_of("shard-1", 0))
 
 
 async def test_a_router_refuses_to_start_behind_a_node(tmp_path: Path) -> None:

@@ -1,45 +1,138 @@
-"""What a change of a collection's configuration makes of it."""
+"""Changes of a collection: taken back when an engine refuses them, and nothing else with them."""
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from chroma_router.v1 import catalog_pb2, types_pb2
 from chroma_router.wire.errors import InvalidRequest
-from router.service.catalog import merged_configuration
+from router.core.model import CollectionEntry
+from router.reaper import Reaper
+from router.service.catalog import CatalogService
+from tests.router.scripted import Rig, rig
 
-_CURRENT: dict[str, object] = {
-    "hnsw": {"space": "l2", "ef_search": 100, "sync_threshold": 1000},
-    "spann": None,
-    "embedding_function": {"type": "known", "name": "a", "config": {"model": "small"}},
-}
+pytestmark = pytest.mark.timeout(15)
 
-
-def merged(update: dict[str, object]) -> dict[str, object]:
-    """The configuration after an update."""
-    after: dict[str, object] = json.loads(merged_configuration(json.dumps(_CURRENT), update))
-    return after
+_SCHEMA: dict[str, Any] = {"defaults": {}, "keys": {"#embedding": {"float_list": {}}}}
+_FUNCTION = {"type": "known", "name": "a", "config": {}}
 
 
-def test_a_part_that_is_not_named_or_null_stays() -> None:
-    update: dict[str, object] = {
-        "hnsw": {"ef_search": 7, "space": None},
-        "spann": None,
-        "embedding_function": None,
-    }
-    hnsw = {"space": "l2", "ef_search": 7, "sync_threshold": 1000}
-    assert merged(update) == {**_CURRENT, "hnsw": hnsw}
+@dataclass
+class World:
+    """A catalog service over scripted shards, and one collection."""
+
+    router: Rig
+    service: CatalogService
+    entry: CollectionEntry
+
+    async def update(self, **fields: Any) -> catalog_pb2.UpdateCollectionResponse:
+        """Asks for a change of the collection."""
+        request = catalog_pb2.UpdateCollectionRequest(
+            collection=types_pb2.CollectionRef(id=self.entry.id), **fields
+        )
+        return await self.service.update_collection(request, 0.0)
+
+    async def now(self) -> CollectionEntry:
+        """The collection as the catalog has it."""
+        return await self.router.catalog.collection(self.entry.id)
 
 
-def test_an_embedding_function_is_replaced_whole() -> None:
-    other = {"type": "known", "name": "b", "config": {}}
-    assert merged({"embedding_function": other}) == {**_CURRENT, "embedding_function": other}
+@asynccontextmanager
+async def world(path: Path) -> AsyncIterator[World]:
+    async with rig(path) as router, asyncio.TaskGroup() as tasks:
+        reaper = Reaper(router.catalog, router.cluster, tasks)
+        service = CatalogService(router.catalog, router.cluster, router.directory, reaper, tasks)
+        for shard in router.shards.values():
+            shard.schema_json = json.dumps(_SCHEMA)
+        entry = await router.collection()
+        text = json.dumps({"hnsw": {"ef_search": 1, "resize_factor": 1.0}})
+        entry = await router.catalog.update_collection(entry, configuration_json=text)
+        yield World(router, service, router.directory.remember(entry))
 
 
-def test_what_the_engine_does_not_keep_is_not_kept_here() -> None:
-    assert merged({"hnsw": {"num_threads": 2}}) == _CURRENT
+async def test_a_refused_change_whose_call_has_ended_is_taken_back(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        shard, refuse, taken = here.router.shards["shard-1"], asyncio.Event(), asyncio.Event()
+
+        async def refused(_request: Any) -> None:
+            taken.set()
+            await refuse.wait()
+            raise InvalidRequest("scripted: no")
+
+        shard.then("SetOwnership", refused)
+        call = asyncio.create_task(here.update(new_configuration_json='{"hnsw":{"ef_search":5}}'))
+        await taken.wait()
+        assert json.loads((await here.now()).configuration_json)["hnsw"]["ef_search"] == 5
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        refuse.set()
+        while (after := await here.now()).version < here.entry.version + 2:
+            await here.router.catalog.revision()
+        assert after.configuration_json == here.entry.configuration_json
 
 
-@pytest.mark.parametrize("update", [{"hnsw": {"space": "ip"}}, {"hnsw": 3}])
-def test_what_cannot_be_changed(update: dict[str, object]) -> None:
-    with pytest.raises(InvalidRequest, match="hnsw"):
-        merged(update)
+async def test_taking_back_leaves_what_others_changed_meanwhile(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        learnt = {**_SCHEMA, "keys": {**_SCHEMA["keys"], "word": {"string": {}}}}
+
+        async def refused(_request: Any) -> None:
+            now = await here.now()
+            hnsw = json.loads(now.configuration_json)["hnsw"] | {"resize_factor": 3.0}
+            await here.router.catalog.update_collection(
+                now,
+                name="renamed",
+                metadata={"theirs": 1},
+                configuration_json=json.dumps({"hnsw": hnsw, "embedding_function": _FUNCTION}),
+                schema_json=json.dumps(learnt),
+            )
+            raise InvalidRequest("scripted: no")
+
+        here.router.shards["shard-1"].then("SetOwnership", refused)
+        wanted = types_pb2.MetadataValue(int_value=1)
+        with pytest.raises(InvalidRequest, match="scripted: no"):
+            await here.update(
+                new_name="mine",
+                replace_metadata=True,
+                new_metadata={"mine": wanted},
+                new_configuration_json='{"hnsw": {"ef_search": 5, "resize_factor": 2}}',
+            )
+        after = await here.now()
+        assert after.name == "renamed"
+        assert after.metadata == {"theirs": 1}
+        assert json.loads(after.configuration_json) == {
+            "hnsw": {"ef_search": 1, "resize_factor": 3.0},
+            "embedding_function": _FUNCTION,
+        }
+        assert json.loads(after.schema_json) == learnt
+
+
+async def test_a_refused_change_is_taken_back_whole(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.router.shards["shard-2"].then("SetOwnership", InvalidRequest("scripted: no"))
+        value = types_pb2.MetadataValue(int_value=1)
+        with pytest.raises(InvalidRequest):
+            await here.update(
+                new_name="mine",
+                replace_metadata=True,
+                new_metadata={"mine": value},
+                new_configuration_json='{"hnsw": {"ef_search": 5}}',
+            )
+        after = await here.now()
+        assert (after.name, after.metadata) == (here.entry.name, here.entry.metadata)
+        assert json.loads(after.configuration_json) == json.loads(here.entry.configuration_json)
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", '"\\ud800"'])
+async def test_what_python_reads_but_is_no_json_is_refused(tmp_path: Path, value: str) -> None:
+    async with world(tmp_path) as here:
+        function = f'{{"type": "known", "name": "a", "config": {{"x": {value}}}}}'
+        with pytest.raises(InvalidRequest, match="new_configuration_json"):
+            await here.update(new_configuration_json=f'{{"embedding_function": {function}}}')
+        assert await here.now() == here.entry
