@@ -38,6 +38,9 @@ _MIN_NAME_CHARACTERS = 3
 _MAX_COLLECTION_NAME_BYTES = 512
 _COLLECTION_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
 
+_INCLUDES = frozenset(types_pb2.Include.values()) - {types_pb2.INCLUDE_UNSPECIFIED}
+_INCLUDE_NAMES = ", ".join(f"{types_pb2.Include.Name(i)} ({i})" for i in sorted(_INCLUDES))
+
 # An error's text travels in HTTP/2 headers, which hold 8 KiB in all; an id alone may have 64 KiB.
 _SHOWN_CHARACTERS = 40
 _SHOWN_DUPLICATES = 10
@@ -127,6 +130,13 @@ def check_n_results(n_results: int, limits: Limits) -> None:
         )
     if n_results > limits.max_results:
         _refuse(f"n_results: {n_results}, at most {limits.max_results} are allowed; ask for fewer")
+
+
+def check_include(include: Iterable[int]) -> None:
+    """Raises InvalidRequest for a value that `Include` does not name, or that says nothing."""
+    for value in include:
+        if value not in _INCLUDES:
+            _refuse(f"include: {value} is no part of a record; send {_INCLUDE_NAMES}")
 
 
 def check_filter(filter_pb: types_pb2.Filter, limits: Limits) -> None:

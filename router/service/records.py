@@ -19,6 +19,7 @@ from router.core.validate import (
     WriteKind,
     check_embeddings,
     check_filter,
+    check_include,
     check_n_results,
     check_request_id,
     check_write,
@@ -160,6 +161,7 @@ class RecordService:
     ) -> views_pb2.GetResponseView:
         """Reads one page of records in insertion order."""
         check_filter(request.filter, self._limits)
+        check_include(request.include)
         entry = await self._directory.resolve(request.collection)
         token = PageToken.decode(request.page_token) if request.page_token else None
         call = ReadCall(deadline, allow_partial=request.allow_partial)
@@ -217,6 +219,7 @@ class RecordService:
         check_embeddings(embeddings, self._limits)
         check_n_results(request.n_results, self._limits)
         check_filter(request.filter, self._limits)
+        check_include(request.include)
         entry = await self._directory.resolve(request.collection)
         call = ReadCall(deadline, allow_partial=request.allow_partial)
         chosen = request.filter

@@ -7,7 +7,7 @@ from chroma_router.v1 import records_pb2, types_pb2, views_pb2
 from router.core.limits import Limits
 from router.core.model import CollectionEntry
 from router.core.paging import ScanCursor
-from router.core.validate import check_filter
+from router.core.validate import check_filter, check_include
 from router.directory import Directory
 from router.record_reads import BY_SLOT, KEY_BLOCK, Key, RecordReads
 from router.scatter import ReadCall
@@ -30,6 +30,7 @@ class ScanService:
         changes: a record that stays comes exactly once, also when it moves meanwhile.
         """
         check_filter(request.filter, self._limits)
+        check_include(request.include)
         after = ScanCursor.decode(request.cursor) if request.cursor else None
         entry = await self._directory.resolve(request.collection)
         scan = _Scan(self._reads, self._limits.max_page_records, request, after)

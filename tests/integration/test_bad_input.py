@@ -207,6 +207,23 @@ def test_a_bad_query_is_refused(raw: Raw, what: str) -> None:
     assert code is grpc.StatusCode.INVALID_ARGUMENT, text
 
 
+@pytest.mark.parametrize("include", [[0], [99], [1, -1]])
+def test_a_part_of_a_record_that_is_none_is_refused_everywhere(
+    raw: Raw, include: list[Any]
+) -> None:
+    refs: dict[str, Any] = {"collection": raw.ref, "include": include}
+    query = records_pb2.QueryRequest(embeddings=[GOOD], n_results=1, **refs)
+    calls: list[tuple[Any, Any]] = [
+        (raw.records.Get, records_pb2.GetRequest(**refs)),
+        (raw.records.Query, query),
+        (lambda r, **o: list(raw.records.Scan(r, **o)), records_pb2.ScanRequest(**refs)),
+    ]
+    for call, request in calls:
+        code, text = refusal(call, request, timeout=10)
+        assert code is grpc.StatusCode.INVALID_ARGUMENT, text
+        assert text.startswith(f"include: {include[-1]} ")
+
+
 def test_an_unknown_collection(raw: Raw) -> None:
     missing = types_pb2.CollectionRef(id=str(uuid.uuid4()))
     code, text = refusal(raw.records.Count, records_pb2.CountRequest(collection=missing))
