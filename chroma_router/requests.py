@@ -38,13 +38,8 @@ from chroma_router.errors import InvalidArgumentError
 from chroma_router.retry import Repeat
 from chroma_router.searches import fill_search
 from chroma_router.v1 import catalog_pb2, cluster_pb2, records_pb2, types_pb2
+from chroma_router.wire.placement import placement_in
 from chroma_router.wire.records import metadata_from_wire, metadata_to_wire
-
-PLACEMENT_KEY = "placement:shards"
-"""The key of a collection's metadata that says on how many shards it is placed, or "all"."""
-
-ALL_SHARDS = 2**32 - 1
-"""The contract's placement_shards for all shards, whatever the cluster's default."""
 
 MAX_QUERY_EMBEDDINGS = 1_000
 """Query embeddings in one QueryRequest; more go in several."""
@@ -299,16 +294,10 @@ def _metadata_to_wire(
 
 def _placement(metadata: Mapping[str, object] | None) -> int:
     """The value of the contract's placement_shards, in which 0 leaves it to the cluster."""
-    wanted = (metadata or {}).get(PLACEMENT_KEY)
-    if wanted is None:
-        return 0
-    if wanted == "all":
-        return ALL_SHARDS
-    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
-        raise InvalidArgumentError(
-            f"metadata {PLACEMENT_KEY!r} must be a number from 1, or 'all', got {wanted!r}"
-        )
-    return wanted
+    try:
+        return placement_in(metadata)
+    except ValueError as error:
+        raise InvalidArgumentError(str(error)) from None
 
 
 # --- records ------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chroma_router.v1 import catalog_pb2, types_pb2
+from chroma_router.wire.placement import ALL_SHARDS
 from chroma_router.wire.records import metadata_from_wire, metadata_to_wire
 
 FORMAT = 1
@@ -46,6 +47,7 @@ class Definition:
     configuration: dict[str, Any]
     schema: dict[str, Any] | None
     placement_shards: int = 0
+    """As in CreateCollectionRequest: 0 leaves it to the metadata and the cluster."""
 
     @property
     def early_metadata(self) -> dict[str, Any]:
@@ -97,12 +99,15 @@ class Definition:
 
 
 def definition_of(collection: types_pb2.Collection) -> Definition:
-    """The definition of a collection of the cluster."""
+    """The definition of a collection of the cluster.
+
+    One on all shards asks for all: another cluster's default may be fewer.
+    """
     return Definition(
         metadata=dict(metadata_from_wire(collection.metadata)),
         configuration=json.loads(collection.configuration_json or "{}"),
         schema=json.loads(collection.schema_json or "null"),
-        placement_shards=collection.placement_shards,
+        placement_shards=collection.placement_shards or ALL_SHARDS,
     )
 
 

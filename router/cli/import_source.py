@@ -13,7 +13,6 @@ from uuid import UUID
 import numpy as np
 from chromadb.api.types import Include
 
-from chroma_router.requests import PLACEMENT_KEY
 from chroma_router.wire.records import record_to_bytes
 from router.cli.command import Failed
 from router.cli.definition import Definition
@@ -237,14 +236,11 @@ def chosen(
 
 
 def _definition(model: Any) -> Definition:
-    metadata = dict(model.metadata or {})
-    placement = metadata.get(PLACEMENT_KEY)
-    wanted = placement if isinstance(placement, int) and placement > 0 else 0
+    """The placement is left to the cluster, which looks for one in the metadata."""
     return Definition(
-        metadata=metadata,
+        metadata=dict(model.metadata or {}),
         configuration=model.configuration_json or {},
         schema=model.serialized_schema,
-        placement_shards=wanted,
     )
 
 

@@ -5,20 +5,25 @@ ranks the shards by its own hash, so a new shard takes over only the collections
 about 1 in n, and nothing moves between the others.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import mmh3
 
-ALL_SHARDS = 2**32 - 1
-"""How a request says "all shards" (catalog.proto, placement_shards); 0 leaves it to the router."""
+from chroma_router.wire.errors import InvalidRequest
+from chroma_router.wire.placement import ALL_SHARDS, placement_in
 
 
-def placement(asked: int, default: int) -> int:
-    """On how many shards a new collection is placed, 0 for all: what was asked for, or the default.
+def placement(asked: int, metadata: Mapping[str, object] | None, default: int) -> int:
+    """On how many shards a new collection is placed, 0 for all: what was asked for in the request,
+    else in the collection's metadata, else the default.
 
-    Both count as in the contract: 0 says nothing in `asked` and means all in `default`.
+    They count as in the contract: 0 says nothing in `asked` and means all in `default`. Raises
+    InvalidRequest for metadata that is heeded and is no placement.
     """
-    wanted = asked or default
+    try:
+        wanted = asked or placement_in(metadata) or default
+    except ValueError as error:
+        raise InvalidRequest(f"{error}; mend it, or set placement_shards") from None
     return 0 if wanted == ALL_SHARDS else wanted
 
 

@@ -160,14 +160,15 @@ class CatalogService:
     ) -> tuple[CollectionEntry, bool]:
         """The collection as its shards describe it, and whether it is a new one."""
         collection_id = str(uuid.uuid4())
-        shards = placement(request.placement_shards, self._default_placement_shards)
+        metadata = _metadata(request.metadata)
+        shards = placement(request.placement_shards, metadata, self._default_placement_shards)
         homes = home_shards(collection_id, self._cluster.names, shards)
         new = NewCollection(
             id=collection_id,
             name=request.name,
             tenant=request.tenant or DEFAULT_TENANT,
             database=request.database or DEFAULT_DATABASE,
-            metadata=_metadata(request.metadata),
+            metadata=metadata,
             configuration_json=request.configuration_json,
             schema_json=request.schema_json,
             placement_shards=shards,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import chromadb
+import grpc
 import numpy as np
 import pytest
 from chromadb.api import ClientAPI
@@ -21,6 +22,7 @@ from chromadb.errors import InternalError, NotFoundError
 from chromadb.utils.embedding_functions import register_embedding_function
 
 import chroma_router
+from chroma_router.v1 import catalog_pb2, catalog_pb2_grpc, types_pb2
 from tests.support.cluster import RunningCluster, run_cli, running_cluster
 
 pytestmark = pytest.mark.integration
@@ -176,6 +178,19 @@ def test_the_default_placement_is_for_who_does_not_say(tmp_path: Path) -> None:
         assert placed(running, client, None) == 1
         assert placed(running, client, {"placement:shards": 2}) == 2
         assert placed(running, client, {"placement:shards": "all"}) == 3
+        with grpc.insecure_channel(running.address) as channel:
+            raw = catalog_pb2_grpc.CatalogServiceStub(channel)
+            said = types_pb2.MetadataValue
+            for value, shards in ((said(int_value=2), 2), (said(string_value="all"), 0)):
+                request = catalog_pb2.CreateCollectionRequest(
+                    name=f"raw-{shards}", metadata={"placement:shards": value}
+                )
+                assert raw.CreateCollection(request).collection.placement_shards == shards
+            request = catalog_pb2.CreateCollectionRequest(name="senseless")
+            request.metadata["placement:shards"].string_value = "two"
+            with pytest.raises(grpc.RpcError, match="placement:shards") as refused:
+                raw.CreateCollection(request)
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_a_learnt_schema_outlives_a_restart(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from chromadb.config import Settings
 from chromadb.utils.embedding_functions import register_embedding_function
 
 import chroma_router
-from chroma_router.requests import PLACEMENT_KEY
+from chroma_router.wire.placement import PLACEMENT_KEY
 from shard_node.state import SCHEMA
 from tests.model.operations import DATABASES, NAMED_KINDS, RECORD_KINDS, Operation
 from tests.model.values import DIMENSION

@@ -9,13 +9,14 @@ import pytest
 from chromadb.api import ClientAPI
 from chromadb.api.types import Schema, StringInvertedIndexConfig
 
-from chroma_router.v1 import catalog_pb2
+from chroma_router.v1 import catalog_pb2, types_pb2
 from chroma_router.wire.records import metadata_from_wire
 from router.cli.definition import (
     FORMAT_KEY,
     BadDefinition,
     Definition,
     definition_from_json,
+    definition_of,
     space_of,
 )
 
@@ -116,6 +117,15 @@ def test_a_difference_is_seen_but_not_the_machine() -> None:
     assert one().same_index(one(schema=other))
     other["keys"]["#embedding"]["hnsw"]["ef_search"] = 5
     assert not one().same_index(one(schema=other))
+
+
+@pytest.mark.parametrize(("placed", "asked"), [(0, 2**32 - 1), (2, 2)])
+def test_all_shards_are_asked_for_by_name(placed: int, asked: int) -> None:
+    """0 would leave it to the default of another cluster."""
+    found = definition_of(types_pb2.Collection(name="docs", placement_shards=placed))
+    request = catalog_pb2.CreateCollectionRequest()
+    definition_from_json(found.to_json()).fill(request)
+    assert request.placement_shards == asked
 
 
 def test_a_head_survives_json() -> None:

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.core.placement import ALL_SHARDS, home_shards, placement
+from chroma_router.wire.errors import InvalidRequest
+from chroma_router.wire.placement import ALL_SHARDS, PLACEMENT_KEY
+from router.core.placement import home_shards, placement
 
 SHARDS = st.lists(st.text(min_size=1, max_size=8), max_size=8, unique=True)
 IDS = st.uuids().map(str)
@@ -78,8 +80,29 @@ def test_a_negative_count_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "default", "placed"),
-    [(0, 0, 0), (0, 1, 1), (2, 1, 2), (2, 0, 2), (ALL_SHARDS, 1, 0), (ALL_SHARDS, 0, 0)],
+    ("asked", "said", "default", "placed"),
+    [
+        (0, None, 0, 0),
+        (0, None, 1, 1),
+        (2, None, 1, 2),
+        (ALL_SHARDS, None, 1, 0),
+        (ALL_SHARDS, None, 0, 0),
+        (0, 2, 1, 2),
+        (0, "all", 1, 0),
+        (0, 2**40, 1, 0),
+        (3, 2, 1, 3),
+        (3, "senseless", 1, 3),
+    ],
 )
-def test_the_default_is_for_who_does_not_say(asked: int, default: int, placed: int) -> None:
-    assert placement(asked, default) == placed
+def test_the_request_says_it_then_the_metadata_then_the_default(
+    asked: int, said: object, default: int, placed: int
+) -> None:
+    metadata = None if said is None else {PLACEMENT_KEY: said, "a": 1}
+    assert placement(asked, metadata, default) == placed
+
+
+@pytest.mark.parametrize("said", [0, -1, True, 1.0, "two", "x" * 100_000])
+def test_metadata_that_is_no_placement(said: object) -> None:
+    with pytest.raises(InvalidRequest, match=PLACEMENT_KEY) as refused:
+        placement(0, {PLACEMENT_KEY: said}, 1)
+    assert len(refused.value.message) < 300
