@@ -27,7 +27,8 @@ from router.scatter import ReadPath
 from router.service.bulk import BulkUpserts
 from router.service.catalog import CatalogService
 from router.service.cluster import ClusterService
-from router.service.handlers import Gate, server_stream, unary
+from router.service.gates import Gate, StreamBounds
+from router.service.handlers import server_stream, unary
 from router.service.records import RecordService
 from router.service.scan import ScanService
 from router.service.search import SearchService
@@ -39,7 +40,8 @@ from router.write_path import WritePath
 log = structlog.get_logger(__name__)
 
 MAX_CONCURRENT_CALLS = 4096
-"""Calls under way at once; more are refused with RESOURCE_EXHAUSTED by gRPC itself."""
+"""Calls under way at once; more are refused with RESOURCE_EXHAUSTED by gRPC itself. Only a
+small part can be streams that stand (MAX_OPEN_STREAMS)."""
 
 SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -114,7 +116,7 @@ async def _serve(
         server, health_servicer = _grpc_server(
             settings,
             gate,
-            draining,
+            StreamBounds.of(settings.request_bytes, settings.request_timeout_seconds, draining),
             (
                 records,
                 ScanService(directory, reads, limits),
@@ -168,7 +170,7 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
 def _grpc_server(
     settings: RouterSettings,
     gate: Gate,
-    draining: asyncio.Event,
+    streams: StreamBounds,
     records: tuple[RecordService, ScanService, SearchService, BulkUpserts],
     catalog: CatalogService,
     cluster: ClusterService,
@@ -179,7 +181,6 @@ def _grpc_server(
         catalog_pb2.DESCRIPTOR.services_by_name["CatalogService"]: (catalog,),
         cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"]: (cluster,),
     }
-    answers = Gate(settings.request_bytes)
     server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
@@ -188,15 +189,14 @@ def _grpc_server(
         for method in descriptor.methods:
             name, parse = _snake(method.name), _parser(method.input_type)
             (handler,) = (getattr(part, name) for part in parts if hasattr(part, name))
-            seconds = settings.request_timeout_seconds
             if method.client_streaming:
-                handlers[method.name] = bidirectional(handler)
+                handlers[method.name] = bidirectional(handler, streams)
             elif method.server_streaming:
-                handlers[method.name] = server_stream(
-                    handler, parse, seconds, gate, answers, draining
-                )
+                handlers[method.name] = server_stream(handler, parse, streams)
             else:
-                handlers[method.name] = unary(handler, parse, seconds, gate)
+                handlers[method.name] = unary(
+                    handler, parse, settings.request_timeout_seconds, gate
+                )
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(descriptor.full_name, handlers),)
         )

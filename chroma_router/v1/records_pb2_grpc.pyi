@@ -91,7 +91,10 @@ class RecordServiceStub:
     from. A record that exists during the whole scan comes exactly once, whatever happens to others.
     With a condition in the filter a record is chosen up to 100,000 records ahead of its page, which
     then has it as it is. A stream that must end early (a shard does not answer, the router is
-    stopped) ends with UNAVAILABLE. It has no deadline but the client's.
+    stopped) ends with UNAVAILABLE. It has no deadline but the client's, except that a client that takes
+    nothing for 60 s finds it ended with DEADLINE_EXCEEDED behind the pages on their way. With too many
+    streams open, or too many bytes of their filters or unread pages, it is refused with
+    RESOURCE_EXHAUSTED (QUEUE_FULL); a connection may have half of each.
 
     Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DUPLICATE_IDS), RESOURCE_EXHAUSTED (QUEUE_FULL,
     ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
@@ -104,7 +107,8 @@ class RecordServiceStub:
     pacing.
 
     What is wrong with the stream itself ends it with a status: a first message without a collection
-    that exists, a deadline, a router that shuts down. What is wrong with one batch is in its answer.
+    that exists, a deadline, a router that shuts down, 300 s in which nothing comes and nothing is
+    worked on (DEADLINE_EXCEEDED), too many open streams (RESOURCE_EXHAUSTED, QUEUE_FULL). What is wrong with one batch is in its answer.
 
     Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS, BATCH_TOO_LARGE),
     RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNKNOWN (UNKNOWN_OUTCOME).
@@ -180,7 +184,10 @@ class RecordServiceAsyncStub(RecordServiceStub):
     from. A record that exists during the whole scan comes exactly once, whatever happens to others.
     With a condition in the filter a record is chosen up to 100,000 records ahead of its page, which
     then has it as it is. A stream that must end early (a shard does not answer, the router is
-    stopped) ends with UNAVAILABLE. It has no deadline but the client's.
+    stopped) ends with UNAVAILABLE. It has no deadline but the client's, except that a client that takes
+    nothing for 60 s finds it ended with DEADLINE_EXCEEDED behind the pages on their way. With too many
+    streams open, or too many bytes of their filters or unread pages, it is refused with
+    RESOURCE_EXHAUSTED (QUEUE_FULL); a connection may have half of each.
 
     Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DUPLICATE_IDS), RESOURCE_EXHAUSTED (QUEUE_FULL,
     ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
@@ -193,7 +200,8 @@ class RecordServiceAsyncStub(RecordServiceStub):
     pacing.
 
     What is wrong with the stream itself ends it with a status: a first message without a collection
-    that exists, a deadline, a router that shuts down. What is wrong with one batch is in its answer.
+    that exists, a deadline, a router that shuts down, 300 s in which nothing comes and nothing is
+    worked on (DEADLINE_EXCEEDED), too many open streams (RESOURCE_EXHAUSTED, QUEUE_FULL). What is wrong with one batch is in its answer.
 
     Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS, BATCH_TOO_LARGE),
     RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNKNOWN (UNKNOWN_OUTCOME).
@@ -314,7 +322,10 @@ class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
         from. A record that exists during the whole scan comes exactly once, whatever happens to others.
         With a condition in the filter a record is chosen up to 100,000 records ahead of its page, which
         then has it as it is. A stream that must end early (a shard does not answer, the router is
-        stopped) ends with UNAVAILABLE. It has no deadline but the client's.
+        stopped) ends with UNAVAILABLE. It has no deadline but the client's, except that a client that takes
+        nothing for 60 s finds it ended with DEADLINE_EXCEEDED behind the pages on their way. With too many
+        streams open, or too many bytes of their filters or unread pages, it is refused with
+        RESOURCE_EXHAUSTED (QUEUE_FULL); a connection may have half of each.
 
         Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DUPLICATE_IDS), RESOURCE_EXHAUSTED (QUEUE_FULL,
         ANSWER_TOO_LARGE), UNAVAILABLE (ENGINE_STARTING, ENGINE_FAILED).
@@ -333,7 +344,8 @@ class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
         pacing.
 
         What is wrong with the stream itself ends it with a status: a first message without a collection
-        that exists, a deadline, a router that shuts down. What is wrong with one batch is in its answer.
+        that exists, a deadline, a router that shuts down, 300 s in which nothing comes and nothing is
+        worked on (DEADLINE_EXCEEDED), too many open streams (RESOURCE_EXHAUSTED, QUEUE_FULL). What is wrong with one batch is in its answer.
 
         Errors: INVALID_ARGUMENT (INVALID_ARGUMENT, DIMENSION_MISMATCH, DUPLICATE_IDS, BATCH_TOO_LARGE),
         RESOURCE_EXHAUSTED (QUEUE_FULL, ANSWER_TOO_LARGE), UNKNOWN (UNKNOWN_OUTCOME).

@@ -10,7 +10,8 @@ a batch either: it waits for room, and the stream with it.
 
 What ends the stream and not only a batch: a first message that names no collection, or none that
 there is, for then there is nothing that the others could be about; the deadline of the call; a
-router that stops, after the answers to all that it has read.
+client that sends nothing for long, although nothing of its own is worked on; a router that stops,
+after the answers to all that it has read.
 """
 
 import asyncio
@@ -37,7 +38,8 @@ from chroma_router.wire.status import bounded
 from router.core.batch_order import BatchOrder
 from router.core.validate import WriteKind
 from router.directory import Directory
-from router.service.handlers import ANSWER_MARGIN, Gate
+from router.service.gates import IDLE_SECONDS, Gate
+from router.service.handlers import ANSWER_MARGIN
 from router.service.records import RecordService
 from router.service.streams import Stream
 from router.write_path import Write, WritePath
@@ -70,6 +72,7 @@ class BulkUpserts:
     """Seconds for one batch, from its reading, where the call has no deadline."""
     draining: asyncio.Event
     """Set when the router is told to stop."""
+    idle_seconds: float = IDLE_SECONDS
 
     async def bulk_upsert(self, stream: Stream) -> None:
         """Serves one stream, from its first message to its last answer."""
@@ -116,6 +119,8 @@ class _Session:
         """The unanswered batches in the order of the stream; None: there will be no more."""
         self._bytes_at_work = 0
         self._freed = asyncio.Event()
+        self._patience: asyncio.Timeout | None = None
+        """That of the reading under way."""
         self._tasks: asyncio.TaskGroup
 
     async def run(self) -> None:
@@ -144,7 +149,7 @@ class _Session:
     async def _read(self) -> None:
         """Takes message after message, each when there is room for it."""
         for number in count():
-            data = await self._stream.read()
+            data = await self._next_message()
             if data is None:
                 return
             deadline = self._stream.deadline or time.monotonic() + self._call.batch_timeout
@@ -165,6 +170,27 @@ class _Session:
             while self._is_full():
                 self._freed.clear()
                 await self._freed.wait()
+
+    async def _next_message(self) -> bytes | None:
+        """The next message. While batches are at work or unread the client may well wait for them;
+        after that it has `idle_seconds`."""
+        try:
+            async with asyncio.timeout(None) as self._patience:
+                self._be_patient()
+                return await self._stream.read()
+        except TimeoutError:
+            raise DeadlineExpired(
+                f"nothing came on this stream for {self._call.idle_seconds:.0f} s; open another "
+                "when there is a batch to send"
+            ) from None
+        finally:
+            self._patience = None
+
+    def _be_patient(self) -> None:
+        """Sets the time at which a stream that brings nothing ends."""
+        if self._patience is not None and not self._unanswered:
+            until = asyncio.get_running_loop().time() + self._call.idle_seconds
+            self._patience.reschedule(until)
 
     def _is_full(self) -> bool:
         return len(self._unanswered) >= MAX_UNANSWERED or self._bytes_at_work >= MAX_BYTES_AT_WORK
@@ -259,6 +285,7 @@ class _Session:
             await self._stream.write(batch.answer())
             self._unanswered.remove(batch)
             self._freed.set()
+            self._be_patient()
 
 
 def _parsed(data: bytes) -> views_pb2.WriteRequestView:

@@ -6,7 +6,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import NoReturn, Self, TypeAlias, TypeVar, cast
 
@@ -26,6 +26,7 @@ from chroma_router.wire.errors import (
 from chroma_router.wire.request_id import RANDOM_BYTES, new_request_id
 from chroma_router.wire.status import bounded, grpc_status, status_metadata
 from router.core.identity import CallIdentity
+from router.service.gates import Gate, StreamBounds
 from router.shard_client import MAX_MESSAGE_BYTES
 
 log = structlog.get_logger(__name__)
@@ -46,29 +47,6 @@ ANSWER_MARGIN = 0.25
 given up: a client that cancelled learns nothing of what became of its write."""
 
 
-class Gate:
-    """Bounds the bytes of all requests that are being worked on (invariant 6)."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
-        self._bytes = 0
-
-    @contextlib.contextmanager
-    def passed(self, size: int) -> Iterator[None]:
-        """Holds `size` bytes of the bound meanwhile. Raises Overloaded when they do not fit."""
-        if self._bytes + size > self._limit:
-            raise Overloaded(
-                f"the router is working on {self._bytes} bytes of requests and takes no more than "
-                f"{self._limit}; slow down and repeat",
-                retry_after=0.5,
-            )
-        self._bytes += size
-        try:
-            yield
-        finally:
-            self._bytes -= size
-
-
 class Call:
     """One call: the ids it is found by, and what its client is told when it fails.
 
@@ -83,6 +61,12 @@ class Call:
         # None when the client set no deadline; the stubs deny it.
         self.remaining = cast(float | None, context.time_remaining())
         """Seconds of the client's deadline; None if it set none."""
+
+    @functools.cached_property
+    def connection(self) -> str:
+        """The connection that the call came by."""
+        peer: str = self._context.peer()
+        return peer
 
     @functools.cached_property
     def _fresh(self) -> str:
@@ -171,17 +155,14 @@ def unary(
 def server_stream(
     handler: StreamHandler[_Request, _Response],
     parse: Callable[[bytes], _Request],
-    page_timeout: float,
-    gate: Gate,
-    answers: Gate,
-    draining: asyncio.Event,
+    bounds: StreamBounds,
 ) -> "grpc.RpcMethodHandler[bytes, bytes]":
     """The gRPC handler of a call that is answered with a stream of pages.
 
-    A page is made when the client's window has room for it, and has `page_timeout` seconds to be
-    made in; the stream as a whole has only the deadline that the client sets. `answers` bounds the
-    bytes of all pages on their way; they are not in `gate`, so that clients who read slowly hold up
-    each other and no writes. Once the router is `draining`, a stream ends after its page.
+    A page is made when the client's window has room for it, and has `bounds.page_seconds` to be
+    made in; the stream as a whole has only the deadline that the client sets. It ends after the
+    page that the client does not take within `bounds.patience_seconds`; once the router is
+    draining, after the next.
     """
 
     async def serve(data: bytes, context: Context) -> None:
@@ -192,27 +173,51 @@ def server_stream(
             end = time.monotonic() + call.remaining - margin
 
         def deadline() -> float:
-            return min(end, time.monotonic() + page_timeout)
+            return min(end, time.monotonic() + bounds.page_seconds)
 
-        async with call:
-            with gate.passed(len(data)):
-                async with contextlib.aclosing(handler(call.takes(parse(data)), deadline)) as pages:
-                    while (page := await _next(pages, deadline() + margin / 2, end)) is not None:
-                        packed = _packed(page)
-                        # Without a time-out: gRPC itself ends the call at the client's deadline.
-                        with answers.passed(len(packed)):
-                            await _write(context, packed)
-                        if draining.is_set():
-                            raise _ends_early("the router is stopping", Reason.DRAINING)
+        # gRPC cannot take back a page that it was given: it has the page, and the stream, until
+        # the client has read it or went away. Both are held until then, which is when the call's
+        # status is sent; the request is not.
+        held, page_held = contextlib.ExitStack(), contextlib.ExitStack()
+        with held, page_held:
+            async with call:
+                held.enter_context(bounds.open.taken(call.connection))
+                with bounds.requests.taken(call.connection, len(data)):
+                    # By itself: it would be part of the first page, and no status could follow one
+                    # that is not taken.
+                    await _sent(context.send_initial_metadata(()))
+                    pages = handler(call.takes(parse(data)), deadline)
+                    async with contextlib.aclosing(pages):
+                        while (
+                            page := await _next(pages, deadline() + margin / 2, end)
+                        ) is not None:
+                            packed = _packed(page)
+                            page_held.enter_context(
+                                bounds.pages.taken(call.connection, len(packed))
+                            )
+                            await _write(context, packed, bounds.patience_seconds)
+                            page_held.close()
+                            if bounds.draining.is_set():
+                                raise _ends_early("the router is stopping", Reason.DRAINING)
 
     method: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(serve)
     return method
 
 
-async def _write(context: Context, data: bytes) -> None:
-    """Sends a message; returns when the client's window has taken it."""
+async def _write(context: Context, data: bytes, patience: float) -> None:
+    """Sends a page; returns when the client's window has taken it."""
     try:
-        await context.write(data)
+        async with asyncio.timeout(patience):
+            await _sent(context.write(data))
+    except TimeoutError:
+        raise DeadlineExpired(
+            f"the client took nothing for {patience:.0f} s; go on from the cursor of the last page"
+        ) from None
+
+
+async def _sent(sending: Awaitable[None]) -> None:
+    try:
+        await sending
     except grpc.aio.BaseError as error:
         # The client went away or its deadline passed, and gRPC had no time yet to cancel us.
         raise asyncio.CancelledError("the call is over") from error

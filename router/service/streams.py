@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 import grpc
 from google.protobuf.message import Message
 
+from router.service.gates import StreamBounds
 from router.service.handlers import ANSWER_MARGIN, Call, Context
 
 
@@ -36,7 +37,9 @@ BidirectionalHandler = Callable[[Stream], Awaitable[None]]
 """A call that streams both ways; it ends with the status OK when this returns."""
 
 
-def bidirectional(handler: BidirectionalHandler) -> "grpc.RpcMethodHandler[bytes, bytes]":
+def bidirectional(
+    handler: BidirectionalHandler, bounds: StreamBounds
+) -> "grpc.RpcMethodHandler[bytes, bytes]":
     """The gRPC handler of a call that streams both ways."""
 
     async def serve(_messages: object, context: Context) -> None:
@@ -47,7 +50,8 @@ def bidirectional(handler: BidirectionalHandler) -> "grpc.RpcMethodHandler[bytes
             deadline = time.monotonic() + call.remaining - margin
             seconds = call.remaining - margin / 2
         async with call, asyncio.timeout(seconds):
-            await handler(Stream(context, deadline))
+            with bounds.open.taken(call.connection):
+                await handler(Stream(context, deadline))
 
     method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(serve)
     return method

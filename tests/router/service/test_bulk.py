@@ -29,7 +29,7 @@ from router.core.model import CollectionEntry
 from router.record_reads import RecordReads
 from router.scatter import ReadPath
 from router.service.bulk import MAX_BYTES_AT_WORK, MAX_UNANSWERED, BulkUpserts
-from router.service.handlers import Gate
+from router.service.gates import Gate, StreamBounds
 from router.service.records import RecordService
 from router.service.streams import Stream, bidirectional
 from tests.router.scripted import Rig, ids_on, refuse, rig, wait_for
@@ -77,6 +77,7 @@ class Bulk:
         self.entry = entry
         self.gate = WatchedGate()
         self.draining = asyncio.Event()
+        self.bounds = StreamBounds.of(256 << 20, 10, self.draining)
         self._channel = channel
 
     def open(self, **options: Any) -> Any:
@@ -95,7 +96,9 @@ class Bulk:
 
 
 @asynccontextmanager
-async def bulk(path: Path, timeout: float = 10, **settings: Any) -> AsyncIterator[Bulk]:
+async def bulk(
+    path: Path, timeout: float = 10, idle_seconds: float = 300.0, **settings: Any
+) -> AsyncIterator[Bulk]:
     """A server of BulkUpsert over two scripted shards."""
     async with rig(path, **settings) as router:
         server = grpc.aio.server()
@@ -105,9 +108,9 @@ async def bulk(path: Path, timeout: float = 10, **settings: Any) -> AsyncIterato
                 made = Bulk(router, await router.collection(), channel)
                 service = BulkUpserts(
                     record_service(router), router.directory, router.writes, made.gate, timeout,
-                    made.draining,
+                    made.draining, idle_seconds,
                 )  # fmt: skip
-                handlers = {"BulkUpsert": bidirectional(service.bulk_upsert)}
+                handlers = {"BulkUpsert": bidirectional(service.bulk_upsert, made.bounds)}
                 server.add_generic_rpc_handlers(
                     (grpc.method_handlers_generic_handler("test.Service", handlers),)
                 )
@@ -301,6 +304,28 @@ async def test_a_full_router_refuses_the_batch_and_goes_on(tmp_path: Path) -> No
         assert refused.error.retry_after_milliseconds > 0
         await stream.write(made.message("b"))
         assert [a.HasField("error") for a in await rest(stream)] == [False]
+
+
+async def test_a_stream_that_brings_nothing_ends_and_leaves_its_place(tmp_path: Path) -> None:
+    async with bulk(tmp_path, idle_seconds=0.2) as made:
+        error = await failure(made.open())
+        assert isinstance(error, DeadlineExpired)
+        assert "nothing came on this stream" in error.message
+        assert error.metadata["trace_id"]
+        await in_time(lambda: made.bounds.open.is_free)
+
+
+async def test_a_client_that_waits_for_its_answer_is_not_idle(tmp_path: Path) -> None:
+    async with bulk(tmp_path, idle_seconds=0.1) as made:
+        (one, _), gate = made.router.shards.values(), asyncio.Event()
+        one.then("Apply", wait_for(gate))
+        stream = made.open()
+        await stream.write(made.message(*made.ids("shard-1")))
+        await one.arrival("Apply")
+        asyncio.get_running_loop().call_later(0.5, gate.set)
+        assert not (await answer(stream)).HasField("error")
+        error = await failure(stream)
+        assert "nothing came on this stream" in error.message, "then it is"
 
 
 async def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:

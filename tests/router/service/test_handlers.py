@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -24,7 +24,8 @@ from chroma_router.wire.errors import (
 )
 from chroma_router.wire.request_id import time_of
 from chroma_router.wire.status import from_rpc_error
-from router.service.handlers import ANSWER_MARGIN, Gate, server_stream, unary
+from router.service.gates import Gate, StreamBounds
+from router.service.handlers import ANSWER_MARGIN, server_stream, unary
 from router.write_path import MAX_REPORTED_BYTES
 
 pytestmark = pytest.mark.timeout(10)
@@ -269,17 +270,16 @@ class Streaming:
     """A server of one stream, and what bounds it."""
 
     call: Any
-    gate: Gate
-    answers: Gate
-    draining: asyncio.Event
+    bounds: StreamBounds
 
 
 @asynccontextmanager
-async def streaming(pages: Pages, page_timeout: float = 40.0) -> AsyncIterator[Streaming]:
-    gate, answers, draining = Gate(1 << 20), Gate(4 << 20), asyncio.Event()
-    method = server_stream(
-        pages.scan, records_pb2.ScanRequest.FromString, page_timeout, gate, answers, draining
-    )
+async def streaming(
+    pages: Pages, page_timeout: float = 40.0, patience: float = 40.0
+) -> AsyncIterator[Streaming]:
+    bounds = StreamBounds.of(64 << 20, page_timeout, asyncio.Event())
+    bounds = replace(bounds, patience_seconds=patience)
+    method = server_stream(pages.scan, records_pb2.ScanRequest.FromString, bounds)
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("test.Service", {"Scan": method}),)
@@ -288,18 +288,17 @@ async def streaming(pages: Pages, page_timeout: float = 40.0) -> AsyncIterator[S
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Streaming(channel.unary_stream("/test.Service/Scan"), gate, answers, draining)
+            yield Streaming(channel.unary_stream("/test.Service/Scan"), bounds)
     finally:
         await server.stop(None)
 
 
-def is_free(gate: Gate, limit: int) -> bool:
-    """Whether nothing is held of a gate."""
-    try:
-        with gate.passed(limit):
+async def is_free(bounds: StreamBounds) -> bool:
+    """Whether nothing is held any more; the test's timeout bounds the wait."""
+    while True:
+        if bounds.open.is_free and bounds.requests.is_free and bounds.pages.is_free:
             return True
-    except Overloaded:
-        return False
+        await asyncio.sleep(0)
 
 
 async def read_all(stream: Any) -> tuple[int, ClusterError | None]:
@@ -317,8 +316,7 @@ async def test_a_stream_brings_its_pages_and_ends() -> None:
     pages = Pages(5)
     async with streaming(pages) as running:
         assert await read_all(running.call(b"", timeout=5)) == (5, None)
-        assert is_free(running.gate, 1 << 20)
-        assert is_free(running.answers, 4 << 20)
+        assert await is_free(running.bounds)
 
 
 async def test_pages_come_before_the_error_that_ends_a_stream() -> None:
@@ -339,8 +337,7 @@ async def test_pages_are_made_as_fast_as_they_are_taken() -> None:
             assert pages.made <= taken + 24
         stream.cancel()
         await asyncio.wait_for(pages.ended.wait(), 5)
-        assert is_free(running.answers, 4 << 20)
-        assert is_free(running.gate, 1 << 20)
+        assert await is_free(running.bounds)
 
 
 async def test_a_client_that_takes_nothing_holds_what_its_window_has() -> None:
@@ -353,7 +350,25 @@ async def test_a_client_that_takes_nothing_holds_what_its_window_has() -> None:
         assert not logs, "no defect"
         assert pages.made <= 24
         assert await stalled.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert is_free(running.answers, 4 << 20)
+        assert await is_free(running.bounds)
+
+
+async def test_a_stream_whose_pages_nobody_takes_lets_go_of_its_request() -> None:
+    pages = Pages()
+    async with streaming(pages, patience=0.3) as running:
+        stalled = running.call(records_pb2.ScanRequest(cursor="x" * 1000).SerializeToString())
+        await asyncio.wait_for(pages.ended.wait(), 5)
+        while True:
+            if running.bounds.requests.is_free:
+                break
+            await asyncio.sleep(0)
+        assert not running.bounds.open.is_free, "gRPC still has it"
+        assert not running.bounds.pages.is_free
+        number, error = await read_all(stalled)
+        assert number == pages.made, "what was sent can still be read"
+        assert isinstance(error, DeadlineExpired)
+        assert "go on from the cursor" in error.message
+        assert await is_free(running.bounds)
 
 
 async def test_a_stream_has_no_deadline_but_the_clients_and_each_page_has_its_own() -> None:
@@ -381,7 +396,7 @@ async def test_a_router_that_stops_ends_its_streams() -> None:
     async with streaming(pages) as running:
         stream = aiter(running.call(b""))
         await anext(stream)
-        running.draining.set()
+        running.bounds.draining.set()
         _, error = await read_all(stream)
     assert isinstance(error, Unavailable)
     assert error.reason is Reason.DRAINING
