@@ -192,18 +192,20 @@ class BulkUpsertResponse(_message.Message):
     def __init__(self, batch: _Optional[int] = ..., request_id: _Optional[str] = ..., records: _Optional[int] = ..., error: _Optional[_Union[BatchError, _Mapping]] = ...) -> None: ...
 
 class BatchError(_message.Message):
-    __slots__ = ("code", "reason", "message", "retry_after_milliseconds", "outcome")
+    __slots__ = ("code", "reason", "message", "retry_after_milliseconds", "outcome", "trace_id")
     CODE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
     code: int
     reason: str
     message: str
     retry_after_milliseconds: int
     outcome: _types_pb2.WriteOutcome
-    def __init__(self, code: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_milliseconds: _Optional[int] = ..., outcome: _Optional[_Union[_types_pb2.WriteOutcome, _Mapping]] = ...) -> None: ...
+    trace_id: str
+    def __init__(self, code: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_milliseconds: _Optional[int] = ..., outcome: _Optional[_Union[_types_pb2.WriteOutcome, _Mapping]] = ..., trace_id: _Optional[str] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
     __slots__ = ("collection", "searches", "allow_partial")

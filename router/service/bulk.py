@@ -36,10 +36,12 @@ from chroma_router.wire.errors import (
 )
 from chroma_router.wire.status import bounded
 from router.core.batch_order import BatchOrder
+from router.core.identity import CallIdentity
+from router.core.request_ids import RequestIds
 from router.core.validate import WriteKind
 from router.directory import Directory
 from router.service.gates import IDLE_SECONDS, Gate
-from router.service.handlers import ANSWER_MARGIN
+from router.service.handlers import ANSWER_MARGIN, fresh_id
 from router.service.records import RecordService
 from router.service.streams import Stream
 from router.write_path import Write, WritePath
@@ -86,7 +88,10 @@ class _Batch:
     number: int
     size: int
     deadline: float
+    identity: CallIdentity
+    """Under which it is told and logged."""
     request_id: str = ""
+    """The one that it has or is given; empty as long as none is known."""
     records: int = 0
     error: ClusterError | None = None
     held: ExitStack = field(default_factory=ExitStack)
@@ -99,7 +104,7 @@ class _Batch:
             batch=self.number,
             request_id=self.request_id,
             records=self.records,
-            error=_told(self.error) if self.error is not None else None,
+            error=_told(self.error, self.identity) if self.error is not None else None,
         )
 
 
@@ -112,6 +117,7 @@ class _Session:
         self._collection: types_pb2.CollectionRef | None = None
         self._collection_id = ""
         self._order = BatchOrder()
+        self._request_ids = RequestIds()
         self._waiting: dict[int, tuple[_Batch, Write, int | None]] = {}
         """Batches that share an id with one that is not done."""
         self._unanswered: set[_Batch] = set()
@@ -153,7 +159,7 @@ class _Session:
             if data is None:
                 return
             deadline = self._stream.deadline or time.monotonic() + self._call.batch_timeout
-            batch = _Batch(number, len(data), deadline)
+            batch = _Batch(number, len(data), deadline, self._stream.identity(""))
             self._unanswered.add(batch)
             self._answers.put_nowait(batch)
             self._bytes_at_work += batch.size
@@ -197,12 +203,19 @@ class _Session:
 
     async def _accept(self, batch: _Batch, data: bytes) -> None:
         """Checks a batch and starts it, or lets it wait for those that it shares an id with."""
-        batch.held.enter_context(self._call.gate.passed(batch.size))
+        # Parsed first, so that also a batch for which there is no room is told under its own id.
         view = _parsed(data)
+        # A header's x-request-id is the stream's and not a batch's.
+        view.request_id = view.request_id or fresh_id()
+        batch.identity = self._stream.identity(view.request_id)
+        if batch.identity.request_id == view.request_id:
+            batch.request_id = view.request_id
+        batch.held.enter_context(self._call.gate.passed(batch.size))
         batch.records = len(view.records)
         await self._check_collection(view)
         write, dimension = self._call.records.checked(WriteKind.UPSERT, view)
         batch.request_id = write.request_id
+        self._request_ids.enter(write.request_id, write.digest)
         if self._order.arrive(batch.number, write.ids):
             self._start(batch, write, dimension)
         else:
@@ -235,7 +248,7 @@ class _Session:
         except ClusterError as failure:
             error = failure
         except Exception:
-            log.exception("defect", method="BulkUpsert")
+            log.exception("defect", method="BulkUpsert", **batch.identity.metadata())
             error = InternalFailure(
                 "the router failed on this batch through a defect of its own; its log has the "
                 "details under 'defect'"
@@ -307,7 +320,7 @@ def _draining() -> Unavailable:
     )
 
 
-def _told(error: ClusterError) -> records_pb2.BatchError:
+def _told(error: ClusterError, identity: CallIdentity) -> records_pb2.BatchError:
     """An error as the answer of a batch has it."""
     wait = error.retry_after
     return records_pb2.BatchError(
@@ -316,4 +329,5 @@ def _told(error: ClusterError) -> records_pb2.BatchError:
         message=bounded(error.message),
         retry_after_milliseconds=None if wait is None else round(wait * 1000),
         outcome=detail_of(error, types_pb2.WriteOutcome),
+        trace_id=identity.trace_id,
     )

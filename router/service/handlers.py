@@ -47,6 +47,16 @@ ANSWER_MARGIN = 0.25
 given up: a client that cancelled learns nothing of what became of its write."""
 
 
+def fresh_id() -> str:
+    """A new UUIDv7."""
+    return new_request_id(time.time_ns() // 1_000_000, os.urandom(RANDOM_BYTES))
+
+
+def headers_of(context: Context) -> list[tuple[str, str | bytes]]:
+    """The headers of a call."""
+    return [(str(key), value) for key, value in context.invocation_metadata() or ()]
+
+
 class Call:
     """One call: the ids it is found by, and what its client is told when it fails.
 
@@ -71,7 +81,7 @@ class Call:
     @functools.cached_property
     def _fresh(self) -> str:
         """An id for a call that brings none; most reads need none at all."""
-        return new_request_id(time.time_ns() // 1_000_000, os.urandom(RANDOM_BYTES))
+        return fresh_id()
 
     def takes(self, request: _Request) -> _Request:
         """Takes the request's id from it, or gives it one: errors and outcome name the same."""
@@ -83,8 +93,7 @@ class Call:
     @property
     def identity(self) -> CallIdentity:
         """The ids of the call, as far as they are known."""
-        headers = [(str(key), value) for key, value in self._context.invocation_metadata() or ()]
-        return CallIdentity.of(headers, self._named, self._fresh)
+        return CallIdentity.of(headers_of(self._context), self._named, self._fresh)
 
     async def __aenter__(self) -> Self:
         return self

@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable
 import grpc
 from google.protobuf.message import Message
 
+from router.core.identity import CallIdentity
 from router.service.gates import StreamBounds
-from router.service.handlers import ANSWER_MARGIN, Call, Context
+from router.service.handlers import ANSWER_MARGIN, Call, Context, fresh_id, headers_of
 
 
 class Stream:
@@ -22,6 +23,10 @@ class Stream:
         self.deadline = deadline
         """The client's deadline less what telling an error takes, on the clock of time.monotonic();
         None if it set none."""
+
+    def identity(self, request_id: str) -> CallIdentity:
+        """The ids of one message that has this request id (or "")."""
+        return CallIdentity.of(headers_of(self._context), request_id, fresh_id())
 
     async def read(self) -> bytes | None:
         """The next message; None when the client has sent its last."""

@@ -24,12 +24,14 @@ from chroma_router.wire.errors import (
 )
 from chroma_router.wire.request_id import time_of
 from chroma_router.wire.status import from_rpc_error
+from router.core.identity import CallIdentity
 from router.core.limits import Limits
 from router.core.model import CollectionEntry
 from router.record_reads import RecordReads
 from router.scatter import ReadPath
 from router.service.bulk import MAX_BYTES_AT_WORK, MAX_UNANSWERED, BulkUpserts
 from router.service.gates import Gate, StreamBounds
+from router.service.handlers import fresh_id
 from router.service.records import RecordService
 from router.service.streams import Stream, bidirectional
 from tests.router.scripted import Rig, ids_on, refuse, rig, wait_for
@@ -264,6 +266,9 @@ class UnreadStream(Stream):
         self.takes_answers = asyncio.Event()
         self.answers: list[Response] = []
 
+    def identity(self, request_id: str) -> CallIdentity:
+        return CallIdentity.of([], request_id, fresh_id())
+
     async def read(self) -> bytes | None:
         self.reads += 1
         return self.message if self.reads <= 3 * MAX_UNANSWERED else None
@@ -339,6 +344,50 @@ async def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------- refusals
+
+
+async def test_a_refused_batch_is_told_under_its_ids(tmp_path: Path) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    header = (("traceparent", f"00-{trace}-b7ad6b7169203331-01"),)
+    async with bulk(tmp_path) as made:
+        for metadata in ((), header):
+            stream = made.open(metadata=metadata)
+            await stream.write(made.message("a"))
+            await stream.write(made.message("b", "b", request_id="mine"))
+            await stream.write(made.message("b", "b"))
+            await stream.write(b"\xff\xff\xff")
+            _, named, unnamed, unread = await rest(stream)
+            assert named.request_id == "mine"
+            assert time_of(unnamed.request_id), "it is given one"
+            assert unread.request_id == ""
+            told = [named.error.trace_id, unnamed.error.trace_id, unread.error.trace_id]
+            if metadata:
+                assert told == [trace] * 3
+            else:
+                assert told[1] == unnamed.request_id.replace("-", "")
+                assert all(len(trace_id) == 32 for trace_id in told)
+
+
+async def test_a_request_id_of_the_stream_is_that_of_no_batch(tmp_path: Path) -> None:
+    async with bulk(tmp_path) as made:
+        stream = made.open(metadata=(("x-request-id", "all"),))
+        await stream.write(made.message("a"))
+        await stream.write(made.message("b"))
+        answers = await rest(stream)
+        assert not any(a.HasField("error") for a in answers)
+        assert len({a.request_id for a in answers} | {"all"}) == 3
+
+
+async def test_a_request_id_is_that_of_one_batch_also_across_shards(tmp_path: Path) -> None:
+    async with bulk(tmp_path) as made:
+        (one,), (two,) = made.ids("shard-1"), made.ids("shard-2")
+        stream = made.open()
+        for record_id in (one, two, one):
+            await stream.write(made.message(record_id, request_id="same"))
+        answers = await rest(stream)
+        assert [a.HasField("error") for a in answers] == [False, True, False]
+        assert "request_id: same was used for another" in answers[1].error.message
+        assert not made.router.shards["shard-2"].applied
 
 
 async def test_a_bad_batch_is_answered_with_its_error_and_the_stream_goes_on(
