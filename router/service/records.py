@@ -9,7 +9,7 @@ import time
 import mmh3
 
 from chroma_router.v1 import records_pb2, shard_pb2, types_pb2, views_pb2
-from chroma_router.wire.errors import InvalidRequest
+from chroma_router.wire.errors import InvalidRequest, Reason
 from chroma_router.wire.request_id import RANDOM_BYTES, new_request_id
 from router.core.limits import Limits
 from router.core.merge import ShardRows, merge_rows
@@ -27,6 +27,7 @@ from router.core.validate import (
 from router.directory import Directory
 from router.record_reads import Key, RecordReads
 from router.scatter import ReadCall
+from router.shard_client import MAX_MESSAGE_BYTES
 from router.write_path import Write, WritePath
 
 _OPERATIONS = {
@@ -142,19 +143,48 @@ class RecordService:
     ) -> tuple[list[str], int]:
         """The oldest records that a limited delete has still to delete, and how many it has deleted
         on shards that are done with it: a repeat counts what is already gone (invariant 8)."""
-        answers = await self._reads.shard_pages(
-            ReadCall(deadline), entry, request.filter, None, max(1, request.limit), None, request_id
-        )
-        before = sum(answer.deleted_before for answer in answers)
-        pages = [
-            ShardRows(a.sequences, a.ids, (), a.more) for a in answers if not a.delete_complete
-        ]
-        left = request.limit - before
-        if left <= 0 or not pages:
-            return [], before
-        # A shard that is not done counts what it has deleted before in its own answer.
-        started = sum(a.deleted_before for a in answers if not a.delete_complete)
-        return [record_id for _, record_id in merge_rows(pages, left).keys], before - started
+        call = ReadCall(deadline)
+        memory: list[tuple[int, bool]] | None = None
+        keys: list[Key] = []
+        before = started = size = 0
+        while True:
+            answers = await self._reads.shard_pages(
+                call,
+                entry,
+                request.filter,
+                keys[-1] if keys else None,
+                max(1, request.limit - before - len(keys)),
+                None,
+                request_id,
+            )
+            remembered = [(a.deleted_before, a.delete_complete) for a in answers]
+            if remembered != memory:
+                # The first page, or an earlier try landed between two of them: what is left to
+                # delete must be counted with one memory.
+                if memory is not None:
+                    memory, keys, before, size = None, [], 0, 0
+                    continue
+                memory = remembered
+                before = sum(deleted for deleted, _ in memory)
+                # A shard that is not done counts what it has deleted before in its own answer.
+                started = sum(deleted for deleted, complete in memory if not complete)
+            left = request.limit - before - len(keys)
+            pages = [
+                ShardRows(a.sequences, a.ids, (), a.more) for a in answers if not a.delete_complete
+            ]
+            if left <= 0 or not pages:
+                return [], before
+            rows = merge_rows(pages, left)
+            keys += rows.keys
+            size += sum(len(record_id.encode()) for _, record_id in rows.keys)
+            if size > MAX_MESSAGE_BYTES:
+                raise InvalidRequest(
+                    f"limit: the ids of the {len(keys)} oldest records alone have {size} bytes, "
+                    f"more than the {MAX_MESSAGE_BYTES} of a message; give a lower limit",
+                    Reason.BATCH_TOO_LARGE,
+                )
+            if len(rows.keys) == left or not rows.more:
+                return [record_id for _, record_id in keys], before - started
 
     async def get(
         self, request: records_pb2.GetRequest, deadline: float

@@ -240,6 +240,16 @@ def test_a_limited_delete_takes_effect_once_under_its_request_id(
     assert collection.count() == 53
 
 
+def test_a_limited_delete_of_more_keys_than_a_page_has(fresh: Fresh) -> None:
+    collection = fresh()
+    ids = [f"{n:05}".rjust(3000, "x") for n in range(4000)]  # a page has 8 MiB of them
+    for at in range(0, len(ids), 1000):
+        part = ids[at : at + 1000]
+        collection.upsert(ids=part, embeddings=vectors(1000, 2), metadatas=[{"a": 1}] * 1000)
+    assert collection.delete(where={"a": 1}, limit=3500)["deleted"] == 3500
+    assert collection.get(include=[])["ids"] == ids[3500:]
+
+
 def test_one_request_id_is_one_request(cluster: RunningCluster, fresh: Fresh) -> None:
     collection = fresh()
     with grpc.insecure_channel(cluster.address) as channel:

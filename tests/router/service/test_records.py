@@ -1,0 +1,56 @@
+"""RecordService over scripted nodes: what a real cluster cannot be brought to do on request."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chroma_router.v1 import records_pb2, shard_pb2
+from router.core.limits import Limits
+from router.record_reads import RecordReads
+from router.scatter import ReadPath
+from router.service.records import RecordService
+from tests.router.scripted import Rig, Step, ids_on, rig
+
+pytestmark = pytest.mark.timeout(15)
+
+
+def service_of(router: Rig) -> RecordService:
+    limits = Limits()
+    reads = RecordReads(router.directory, ReadPath(router.cluster, router.directory), limits)
+    return RecordService(router.directory, router.writes, reads, limits)
+
+
+def keys(*them: tuple[int, str], **memory: Any) -> Step:
+    """One shard's page of keys, and what it remembers of the delete."""
+
+    async def step(_: Any) -> shard_pb2.ShardGetResponse:
+        return shard_pb2.ShardGetResponse(
+            ids=[i for _, i in them], sequences=[s for s, _ in them], **memory
+        )
+
+    return step
+
+
+async def test_a_limited_delete_counts_anew_when_an_earlier_try_lands_between_its_pages(
+    tmp_path: Path,
+) -> None:
+    """The earlier try deleted a[0] and a[1], which the first page had still seen."""
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        one, two = router.shards.values()
+        a, b = ids_on(entry.slot_map, "shard-1", 2), ids_on(entry.slot_map, "shard-2", 3)
+        done = {"deleted_before": 2, "delete_complete": True}
+        one.then("ShardGet", keys((1, a[0]), (2, a[1]), more=True), keys(**done), keys(**done))
+        one_page = keys((3, b[0]), (4, b[1]), (5, b[2]))
+        two.then("ShardGet", one_page, one_page, one_page)
+        request = records_pb2.DeleteRequest(
+            collection={"id": entry.id}, filter={"where": '{"a": 1}'}, limit=4, request_id="again"
+        )
+        answer = await service_of(router).delete(request, time.monotonic() + 10)
+        assert answer.deleted == 4
+        assert [r.HasField("after") for r in one.requests("ShardGet")] == [False, True, False]
+        (operation,) = two.applied
+        assert list(operation.ids) == b[:2]
+        assert not one.applied
