@@ -15,6 +15,8 @@ class Limits:
     max_dimension: int = 65_535
     max_request_id_bytes: int = 128
     max_filter_ids: int = 100_000
+    max_delete_limit: int = 100_000
+    """The `limit` of a delete: as many ids as a node takes in one operation."""
     max_where_bytes: int = 1 * MIB
     """Bytes of each of `where` and `where_document`."""
     max_where_nesting: int = 127

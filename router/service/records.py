@@ -116,6 +116,11 @@ class RecordService:
         limited = request.HasField("limit")
         if limited and not conditional:
             raise InvalidRequest("limit: can only be specified when a where clause is given")
+        if request.limit > self._limits.max_delete_limit:
+            raise InvalidRequest(
+                f"limit: {request.limit}, at most {self._limits.max_delete_limit} records can be "
+                "deleted by one limited delete; send several, each with its own request id"
+            )
         entry = await self._directory.resolve(request.collection)
         ids, before = list(chosen.ids), 0
         if limited:

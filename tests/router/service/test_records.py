@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from chroma_router.v1 import records_pb2, shard_pb2
+from chroma_router.wire.errors import InvalidRequest
 from router.core.limits import Limits
 from router.record_reads import RecordReads
 from router.scatter import ReadPath
 from router.service.records import RecordService
+from shard_node.operations import MAX_DELETED_IDS
 from tests.router.scripted import Rig, Step, ids_on, rig
 
 pytestmark = pytest.mark.timeout(15)
@@ -54,3 +56,18 @@ async def test_a_limited_delete_counts_anew_when_an_earlier_try_lands_between_it
         (operation,) = two.applied
         assert list(operation.ids) == b[:2]
         assert not one.applied
+
+
+async def test_a_delete_whose_limit_no_node_takes_is_refused_by_the_fields_name(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        request = records_pb2.DeleteRequest(
+            collection={"id": entry.id}, filter={"where": '{"a": 1}'}, limit=MAX_DELETED_IDS
+        )
+        service = service_of(router)
+        assert (await service.delete(request, time.monotonic() + 10)).deleted == 0
+        request.limit += 1
+        with pytest.raises(InvalidRequest, match="limit: 100001, at most 100000"):
+            await service.delete(request, time.monotonic() + 10)
