@@ -1,12 +1,15 @@
-"""Several calls at once, of which some may fail."""
+"""Several calls at once, of which some may fail; and work that must not hold up the others."""
 
 import asyncio
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 from chroma_router.wire.errors import ClusterError
 
 _T = TypeVar("_T")
+
+INLINE_ROWS = 10_000
+"""Work over more rows is done in a thread: the event loop stays free."""
 
 
 async def settled(calls: Iterable[Awaitable[_T]]) -> list[_T | ClusterError]:
@@ -24,3 +27,10 @@ async def _outcome(call: Awaitable[_T]) -> _T | ClusterError:
         return await call
     except ClusterError as error:
         return error
+
+
+async def computed(rows: int, work: Callable[..., _T], *arguments: object) -> _T:
+    """The result of pure work over so many rows: in a thread if they are many."""
+    if rows > INLINE_ROWS:
+        return await asyncio.to_thread(work, *arguments)
+    return work(*arguments)

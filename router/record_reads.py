@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from chroma_router.v1 import shard_pb2, types_pb2
 from chroma_router.wire.errors import Overloaded, Reason
+from router.concurrency import computed
 from router.core.limits import Limits
 from router.core.merge import (
     MergedRows,
@@ -92,16 +93,8 @@ class RecordReads:
             lambda shard, part, seconds: shard.client.query(part, seconds),
             lambda answer: answer.owned_records,
         )
-        return [
-            merge_hits(
-                [
-                    ShardHits(part.distances, part.ids, part.hits)
-                    for part in (answer.results[i] for answer in answers)
-                ],
-                n_results,
-            )
-            for i in range(len(embeddings))
-        ]
+        rows = sum(len(part.ids) for answer in answers for part in answer.results)
+        return await computed(rows, _merged, answers, len(embeddings), n_results)
 
     async def contents(
         self,
@@ -192,9 +185,8 @@ class RecordReads:
     ) -> MergedRows:
         """The next rows of the chosen records over all shards; keys only if `include` is None."""
         answers = await self.shard_pages(call, entry, chosen, after, limit, include, order=order)
-        return merge_rows(
-            [ShardRows(a.sequences, a.ids, a.records, a.more) for a in answers], limit
-        )
+        pages = [ShardRows(a.sequences, a.ids, a.records, a.more) for a in answers]
+        return await computed(sum(len(page.ids) for page in pages), merge_rows, pages, limit)
 
     async def shard_pages(
         self,
@@ -238,6 +230,22 @@ class RecordReads:
             lambda shard, part, seconds: shard.client.get(part, seconds),
             lambda answer: answer.owned_records,
         )
+
+
+def _merged(
+    answers: Sequence[shard_pb2.ShardQueryResponse], embeddings: int, n_results: int
+) -> list[list[RankedHit]]:
+    """The nearest hits of all shards for each of so many embeddings."""
+    return [
+        merge_hits(
+            [
+                ShardHits(part.distances, part.ids, part.hits)
+                for part in (answer.results[i] for answer in answers)
+            ],
+            n_results,
+        )
+        for i in range(embeddings)
+    ]
 
 
 def _filters(entry: CollectionEntry, chosen: types_pb2.Filter) -> dict[str, types_pb2.Filter]:

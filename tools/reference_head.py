@@ -25,6 +25,7 @@ def head(every_call: Errors) -> str:
         batch_records=f"{limits.max_batch_records:,}",
         query_embeddings=f"{limits.max_query_embeddings:,}",
         results=f"{limits.max_results:,}",
+        query_hits=f"{limits.max_query_hits:,}",
         filter_ids=f"{limits.max_filter_ids:,}",
         where_mib=limits.max_where_bytes // MIB,
         where_nesting=limits.max_where_nesting,

@@ -24,6 +24,8 @@ class Limits:
     max_query_embeddings: int = 1_000
     max_results: int = 100_000
     """Hits for each query embedding."""
+    max_query_hits: int = 200_000
+    """Hits for all embeddings of one query."""
     max_searches: int = 100
     max_rank_nesting: int = 40
     """Expressions inside one another; each is two messages deep, of the 100 that protobuf reads."""

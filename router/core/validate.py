@@ -121,8 +121,8 @@ def check_embeddings(
     )
 
 
-def check_n_results(n_results: int, limits: Limits) -> None:
-    """Raises InvalidRequest unless so many hits may be asked for."""
+def check_n_results(n_results: int, limits: Limits, embeddings: int = 1) -> None:
+    """Raises InvalidRequest unless so many hits may be asked for, for each of the embeddings."""
     if n_results < 1:
         _refuse(
             f"Number of requested results {n_results}, cannot be negative, or zero; "
@@ -130,6 +130,12 @@ def check_n_results(n_results: int, limits: Limits) -> None:
         )
     if n_results > limits.max_results:
         _refuse(f"n_results: {n_results}, at most {limits.max_results} are allowed; ask for fewer")
+    if n_results * embeddings > limits.max_query_hits:
+        _refuse(
+            f"n_results: {n_results} for each of {embeddings} embeddings are "
+            f"{n_results * embeddings} hits, at most {limits.max_query_hits} are allowed in one "
+            "query; ask for fewer, or send the embeddings in several queries"
+        )
 
 
 def check_include(include: Iterable[int]) -> None:

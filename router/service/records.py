@@ -5,14 +5,16 @@ Records pass through as bytes: views.proto has the layouts that leave them unope
 
 import os
 import time
+from collections.abc import Sequence
 
 import mmh3
 
 from chroma_router.v1 import records_pb2, shard_pb2, types_pb2, views_pb2
 from chroma_router.wire.errors import InvalidRequest, Reason
 from chroma_router.wire.request_id import RANDOM_BYTES, new_request_id
+from router.concurrency import computed
 from router.core.limits import Limits
-from router.core.merge import ShardRows, merge_rows
+from router.core.merge import RankedHit, ShardRows, merge_rows
 from router.core.model import CollectionEntry
 from router.core.paging import PageToken
 from router.core.validate import (
@@ -179,7 +181,7 @@ class RecordService:
             ]
             if left <= 0 or not pages:
                 return [], before
-            rows = merge_rows(pages, left)
+            rows = await computed(sum(len(p.ids) for p in pages), merge_rows, pages, left)
             keys += rows.keys
             size += sum(len(record_id.encode()) for _, record_id in rows.keys)
             if size > MAX_MESSAGE_BYTES:
@@ -252,7 +254,7 @@ class RecordService:
         """Finds the nearest records to each query embedding."""
         embeddings = list(request.embeddings)
         check_embeddings(embeddings, self._limits)
-        check_n_results(request.n_results, self._limits)
+        check_n_results(request.n_results, self._limits, len(embeddings))
         check_filter(request.filter, self._limits)
         check_include(request.include)
         entry = await self._directory.resolve(request.collection)
@@ -267,10 +269,7 @@ class RecordService:
             request.include,
             ids_must_exist=not (chosen.where or chosen.where_document),
         )
-        return views_pb2.QueryResponseView(
-            results=[views_pb2.QueryResultView(hits=[h.hit for h in hits]) for hits in found],
-            coverage=call.coverage(),
-        )
+        return await computed(sum(map(len, found)), _query_view, found, call.coverage())
 
     async def count(
         self, request: records_pb2.CountRequest, deadline: float
@@ -285,6 +284,15 @@ class RecordService:
         """The client's request id, or a new one."""
         check_request_id(given, self._limits)
         return given or new_request_id(time.time_ns() // 1_000_000, os.urandom(RANDOM_BYTES))
+
+
+def _query_view(
+    found: Sequence[Sequence[RankedHit]], coverage: types_pb2.Coverage | None
+) -> views_pb2.QueryResponseView:
+    return views_pb2.QueryResponseView(
+        results=[views_pb2.QueryResultView(hits=[hit.hit for hit in hits]) for hits in found],
+        coverage=coverage,
+    )
 
 
 def _digest(*parts: bytes | int) -> int:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from chroma_router.v1 import records_pb2, types_pb2, views_pb2
 from chroma_router.wire.errors import ClusterError, Overloaded, Reason
-from router.concurrency import settled
+from router.concurrency import computed, settled
 from router.core.group_by import grouped
 from router.core.limits import Limits
 from router.core.model import CollectionEntry
@@ -29,9 +29,6 @@ ATTEMPTS = 3
 
 CONCURRENT_READS = 8
 """Reads of one call that are under way at once, each over all shards."""
-
-INLINE_CANDIDATES = 10_000
-"""More candidates of one search are scored in a thread: the event loop stays free."""
 
 _T = TypeVar("_T")
 _Include = frozenset[types_pb2.Include]
@@ -230,9 +227,7 @@ class _Answer:
 
 async def _scored(search: Search, found: Sequence[Sequence[Scored]]) -> list[Scored]:
     assert search.rank is not None
-    if sum(map(len, found)) > INLINE_CANDIDATES:
-        return await asyncio.to_thread(evaluate, search.rank, found)
-    return evaluate(search.rank, found)
+    return await computed(sum(map(len, found)), evaluate, search.rank, found)
 
 
 def _result(

@@ -227,6 +227,13 @@ def test_bad_n_results(n_results: int, text: str) -> None:
         check_n_results(n_results, LIMITS)
 
 
+def test_the_hits_of_all_embeddings_are_bounded_together() -> None:
+    check_n_results(200, LIMITS, 1000)
+    check_n_results(100_000, LIMITS, 2)
+    with pytest.raises(InvalidRequest, match="n_results: 201 for each of 1000 embeddings"):
+        check_n_results(201, LIMITS, 1000)
+
+
 @pytest.mark.parametrize(
     "good",
     [

@@ -1,6 +1,8 @@
 """RecordService over scripted nodes: what a real cluster cannot be brought to do on request."""
 
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,10 @@ import pytest
 
 from chroma_router.v1 import records_pb2, shard_pb2
 from chroma_router.wire.errors import InvalidRequest
+from router import record_reads
+from router.concurrency import INLINE_ROWS
 from router.core.limits import Limits
+from router.core.merge import RankedHit, ShardHits, merge_hits
 from router.record_reads import RecordReads
 from router.scatter import ReadPath
 from router.service.records import RecordService
@@ -71,3 +76,40 @@ async def test_a_delete_whose_limit_no_node_takes_is_refused_by_the_fields_name(
         request.limit += 1
         with pytest.raises(InvalidRequest, match="limit: 100001, at most 100000"):
             await service.delete(request, time.monotonic() + 10)
+
+
+@pytest.mark.parametrize("hits", [1, INLINE_ROWS // 2 + 1])
+async def test_wide_answers_are_merged_off_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hits: int
+) -> None:
+    threads: set[threading.Thread] = set()
+
+    def watched(per_shard: Sequence[ShardHits], limit: int) -> list[RankedHit]:
+        threads.add(threading.current_thread())
+        return merge_hits(per_shard, limit)
+
+    monkeypatch.setattr(record_reads, "merge_hits", watched)
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        await router.catalog.claim_dimension(entry.id, 1)
+        router.directory.remember(await router.catalog.fix_dimension(entry.id, 1))
+        for name, shard in router.shards.items():
+            shard.then("ShardQuery", nearest(name, hits))
+        request = records_pb2.QueryRequest(
+            collection={"id": entry.id}, embeddings=[bytes(4)], n_results=2 * hits
+        )
+        view = await service_of(router).query(request, time.monotonic() + 10)
+        assert len(view.results[0].hits) == 2 * hits
+    assert (threads == {threading.main_thread()}) is (hits == 1)
+    assert threads
+
+
+def nearest(shard: str, hits: int) -> Step:
+    """One shard's answer to a query of one embedding."""
+    ids = [f"{shard}-{n:06}" for n in range(hits)]
+
+    async def step(_: Any) -> shard_pb2.ShardQueryResponse:
+        result = shard_pb2.ShardQueryResult(ids=ids, distances=[0.0] * hits, hits=[b""] * hits)
+        return shard_pb2.ShardQueryResponse(results=[result])
+
+    return step
