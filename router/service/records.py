@@ -239,7 +239,13 @@ class RecordService:
             if not page:
                 return [], None
             more_keys, last_key = len(keys) > wanted, page[-1]
-            chosen = types_pb2.Filter(ids=[record_id for _, record_id in page], by_ids=True)
+            # The condition stays: a record may have been changed since and hold it no more.
+            chosen = types_pb2.Filter(
+                ids=[record_id for _, record_id in page],
+                by_ids=True,
+                where=chosen.where,
+                where_document=chosen.where_document,
+            )
         rows = await self._reads.rows(call, entry, chosen, after, wanted, list(request.include))
         if rows.more or last_key is None:  # else all keys of the page were looked up: some are gone
             last_key = rows.keys[-1] if rows.keys else None

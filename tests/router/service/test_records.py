@@ -78,6 +78,26 @@ async def test_a_delete_whose_limit_no_node_takes_is_refused_by_the_fields_name(
             await service.delete(request, time.monotonic() + 10)
 
 
+async def test_the_contents_after_an_offset_are_read_with_the_condition_too(
+    tmp_path: Path,
+) -> None:
+    """A record that was changed between the two reads would else come though it matches no more."""
+    async with rig(tmp_path) as router:
+        entry = await router.collection("shard-1")
+        one = router.shards["shard-1"]
+        one.then("ShardGet", keys((1, "a"), (2, "b")), keys())
+        request = records_pb2.GetRequest(
+            collection={"id": entry.id},
+            filter={"where": '{"a": 1}', "where_document": '{"$contains": "x"}'},
+            offset=1,
+        )
+        await service_of(router).get(request, time.monotonic() + 10)
+        contents = one.requests("ShardGet")[1].filter
+        assert list(contents.ids) == ["b"]
+        assert contents.where == request.filter.where
+        assert contents.where_document == request.filter.where_document
+
+
 @pytest.mark.parametrize("hits", [1, INLINE_ROWS // 2 + 1])
 async def test_wide_answers_are_merged_off_the_event_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hits: int
