@@ -221,7 +221,25 @@ class RecordService:
         A page begins after a place in the order of records, whichever shards answer: of one that
         comes back between two pages the later records are in the next, of one that goes away there
         are no more, and no record comes twice.
+
+        A page after an offset takes several reads. Where a shard goes missing in one of them all
+        are repeated without it (which the call remembers): place and contents are of the same
+        shards.
         """
+        while True:
+            missing = len(call.missing)
+            page = await self._page_once(call, entry, request, token)
+            if token is not None or not request.offset or len(call.missing) == missing:
+                return page
+
+    async def _page_once(
+        self,
+        call: ReadCall,
+        entry: CollectionEntry,
+        request: records_pb2.GetRequest,
+        token: PageToken | None,
+    ) -> tuple[list[bytes], PageToken | None]:
+        """As _page, of whichever shards answer each read."""
         remaining = request.limit if request.HasField("limit") else None
         if token is not None:
             remaining = token.remaining
