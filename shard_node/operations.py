@@ -11,12 +11,11 @@ from google.protobuf.message import DecodeError
 from chroma_router.v1 import shard_pb2
 from chroma_router.wire.errors import InvalidRequest, Reason
 from chroma_router.wire.records import Metadata, RecordColumns, record_from_bytes
+from chroma_router.wire.sequences import MAX_SEQUENCE
 from chroma_router.wire.slots import slot_of
 
 ENGINE_ROWS = 5461  # the engine's get_max_batch_size: more does not go into one of its transactions
 MAX_DELETED_IDS = 100_000  # in one delete; they go to the engine in steps
-# Half of what SQLite keeps: a router that has seen the highest has as many ahead of it.
-MAX_SEQUENCE = 1 << 62
 
 
 class Kind(IntEnum):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from chroma_router.wire.errors import InvalidRequest
+from chroma_router.wire.sequences import MAX_SEQUENCE
 from chroma_router.wire.slots import slot_of
-from router.core.sequence import MAX_SEQUENCE
 
 _FORMAT = 1
 _SCAN_FORMAT = "scan-1"  # no page token begins so: neither is taken for the other

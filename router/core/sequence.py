@@ -8,9 +8,7 @@ insertion order is exact on one router, and across routers up to the skew of the
 """
 
 from chroma_router.wire.errors import InternalFailure
-
-# Sequences are SQLite integers in the shard nodes.
-MAX_SEQUENCE = 2**63 - 1
+from chroma_router.wire.sequences import MAX_SEQUENCE
 
 
 class SequenceClock:
@@ -23,7 +21,7 @@ class SequenceClock:
         """Reserves `count` (at least 1) consecutive sequences and returns the first of them.
 
         `now_us` is the wall clock in microseconds since the Unix epoch; it may stand still or jump
-        back. Raises InternalFailure, and reserves nothing, if the sequences would pass 2**63 - 1.
+        back. Raises InternalFailure, and reserves nothing, if the sequences would pass 2**62.
         """
         if count < 1:
             raise ValueError(f"at least one sequence is taken, got {count}")
@@ -34,7 +32,7 @@ class SequenceClock:
     def witness(self, sequence: int) -> None:
         """Takes notice of a sequence that a node has stored: later ones will be above it.
 
-        Raises InternalFailure, and takes no notice, if it is above 2**63 - 1.
+        Raises InternalFailure, and takes no notice, if it is above 2**62.
         """
         self._last = max(self._last, _checked(sequence))
 

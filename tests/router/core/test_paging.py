@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chroma_router.wire.errors import InvalidRequest
+from chroma_router.wire.sequences import MAX_SEQUENCE
 from chroma_router.wire.slots import slot_of
 from router.core.paging import PageToken, ScanCursor
-from router.core.sequence import MAX_SEQUENCE
 
 TOKENS = st.builds(
     PageToken,

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chroma_router.wire.errors import InternalFailure
-from router.core.sequence import MAX_SEQUENCE, SequenceClock
+from chroma_router.wire.sequences import MAX_SEQUENCE
+from router.core.sequence import SequenceClock
 
 TAKES = st.tuples(st.just("take"), st.integers(0, 1_000), st.integers(1, 50))
 WITNESSES = st.tuples(st.just("witness"), st.integers(0, 2_000), st.just(0))
