@@ -147,12 +147,23 @@ class _Domain:
         return self.brought if self.default is None else np.ones_like(self.brought)
 
 
+def _larger(left: Any, right: Any) -> Any:
+    """As Rust's f32::max: NaN only if both are. Of zeros, which np.fmax gives by their place in the
+    array, the left one."""
+    return np.where(np.isnan(left) | (right > left), right, left)
+
+
+def _smaller(left: Any, right: Any) -> Any:
+    """As Rust's f32::min, and as _larger."""
+    return np.where(np.isnan(left) | (right < left), right, left)
+
+
 _FOLDINGS: Mapping[Folding, tuple[_Operation, float]] = {
     # With what each begins, as in Rust: a maximum is never below the least finite number.
     Folding.SUM: (np.add, 0.0),
     Folding.PRODUCT: (np.multiply, 1.0),
-    Folding.MAXIMUM: (np.fmax, -_LARGEST),
-    Folding.MINIMUM: (np.fmin, _LARGEST),
+    Folding.MAXIMUM: (_larger, -_LARGEST),
+    Folding.MINIMUM: (_smaller, _LARGEST),
 }
 _PAIRINGS: Mapping[Pairing, _Operation] = {
     Pairing.DIFFERENCE: np.subtract,
