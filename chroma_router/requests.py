@@ -42,7 +42,8 @@ from chroma_router.wire.placement import placement_in
 from chroma_router.wire.records import metadata_from_wire, metadata_to_wire
 
 MAX_QUERY_EMBEDDINGS = 1_000
-"""Query embeddings in one QueryRequest; more go in several."""
+MAX_QUERY_HITS = 200_000
+"""Embeddings, and hits for all of them, of one QueryRequest; more go in several."""
 
 MAX_SEARCHES = 100
 """Searches in one SearchRequest; more go in several."""
@@ -408,8 +409,9 @@ def query(
     )
     request.collection.id = str(collection_id)
     answer: records_pb2.QueryResponse
-    for first in range(0, max(len(rows), 1), MAX_QUERY_EMBEDDINGS):
-        request.embeddings[:] = rows[first : first + MAX_QUERY_EMBEDDINGS]
+    most = max(1, min(MAX_QUERY_EMBEDDINGS, MAX_QUERY_HITS // max(1, request.n_results)))
+    for first in range(0, max(len(rows), 1), most):
+        request.embeddings[:] = rows[first : first + most]
         answer = yield Call(QUERY, request)
         results.extend(answer.results)
     return columns.query_result(results, include)

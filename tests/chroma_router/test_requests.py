@@ -188,10 +188,16 @@ def test_query_distances_are_float32_widened() -> None:
     assert found["documents"] is None
 
 
-def test_many_query_embeddings_go_in_several_requests() -> None:
-    vectors: Any = list(np.ones((2_500, 2)))
+@pytest.mark.parametrize(
+    ("embeddings", "n_results", "expected"),
+    [(2_500, 1, [1_000, 1_000, 500]), (5, 100_000, [2, 2, 1]), (2, 300_000, [1, 1])],
+)
+def test_wide_queries_go_in_several_requests(
+    embeddings: int, n_results: int, expected: list[int]
+) -> None:
+    vectors: Any = list(np.ones((embeddings, 2)))
     sizes, found = [], []
-    operation = requests.query(ID, vectors, ["a", "a"], 1, None, None, [])
+    operation = requests.query(ID, vectors, ["a", "a"], n_results, None, None, [])
     call = next(operation)
     while True:
         request: Any = call.request
@@ -203,8 +209,8 @@ def test_many_query_embeddings_go_in_several_requests() -> None:
         except StopIteration as done:
             found = done.value["ids"]
             break
-    assert sizes == [1_000, 1_000, 500]
-    assert len(found) == 2_500
+    assert sizes == expected
+    assert len(found) == embeddings
 
 
 def test_filters() -> None:

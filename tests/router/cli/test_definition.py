@@ -124,7 +124,7 @@ def test_all_shards_are_asked_for_by_name(placed: int, asked: int) -> None:
     """0 would leave it to the default of another cluster."""
     found = definition_of(types_pb2.Collection(name="docs", placement_shards=placed))
     request = catalog_pb2.CreateCollectionRequest()
-    definition_from_json(found.to_json()).fill(request)
+    definition_from_json(found.to_json("docs")).fill(request)
     assert request.placement_shards == asked
 
 
