@@ -109,7 +109,8 @@ class World:
         got = self._client(operation.database).get_collection(
             operation.collection, embedding_function=_LETTERS
         )
-        return self._kept.setdefault(key, got)
+        self._kept.setdefault(key, got)
+        return got
 
     def _client(self, database: str) -> ClientAPI:
         if database not in self._clients:
