@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from router.cli.patient import PatientLink
 
 
+_NAME_A_PLACE = "name a directory, or a file that ends with .jsonl, .jsonl.gz or .parquet"
+
+
 class FileFormat(StrEnum):
     """What a file of records can be; the value is its suffix."""
 
@@ -99,14 +102,19 @@ def export(
       chroma-router export --collection docs --to docs.jsonl.gz
       chroma-router export --collection docs --collection notes --to backup --format parquet
     """
+    if str(to) == "-":
+        usage(f"--to: nothing is exported to stdout; {_NAME_A_PLACE}")
     suffix = next((f for f in FileFormat if to.name.endswith(f".{f.value}")), None)
     one_file = suffix is not None and not to.is_dir()
     if one_file and len(collections or ()) != 1:
         usage("--to: one file takes one --collection; name a directory for several")
     if one_file and file_format not in (None, suffix):
         usage("--format: the name of the file says another one")
-    if not one_file and to.exists() and not to.is_dir():
-        usage("--to: name a directory, or a file that ends with .jsonl, .jsonl.gz or .parquet")
+    # A new directory with a suffix is more likely a file in a format that is not written here.
+    if not one_file and not to.is_dir() and (to.exists() or to.suffix):
+        usage(f"--to: {_NAME_A_PLACE}")
+    if one_file and not to.parent.exists():
+        raise Failed(f"the directory {to.parent} does not exist; make it first")
     options = _Options(
         names=list(dict.fromkeys(collections or ())),
         to=to,

@@ -4,6 +4,7 @@ Synchronous; `import_run` calls it from threads. It reads in bounded memory, but
 a directory, which holds the indexes of the collections that it reads.
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from router.cli.import_copy import DirectoryCopy
 from router.cli.import_engine import Engine, LocalEngine, RemoteEngine
 from router.cli.link import MAX_BATCH_BYTES
 
+_HOST_AND_PORT = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}")
 _IDS_AT_ONCE = 50_000
 _FIRST_READ = 64
 _PAGE = 1000
@@ -200,6 +202,8 @@ def open_source(place: str, temporary: Path | None, headers: Mapping[str, str]) 
     """The source at a directory or an http(s) address, which is sent the headers. Raises Failed."""
     if is_server(place):
         return Source(place, RemoteEngine(place, headers))
+    if _HOST_AND_PORT.fullmatch(place) and not Path(place).is_dir():
+        raise Failed(f"there is no directory {place}; for a server write http://{place}")
     return DirectorySource(Path(place), temporary)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -158,6 +159,11 @@ def ingest(
             "again to go on: records are upserted, so those that are stored stay as they are"
         )
     seconds = time.monotonic() - began
+    if embedder is not None and tally.stored and tally.own_embeddings:
+        print(
+            "chroma-router: every line has an embedding of its own; --embedder was not used",
+            file=sys.stderr,
+        )
     summary = {
         "collection": collection,
         "stored": tally.stored,

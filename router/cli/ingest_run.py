@@ -30,6 +30,8 @@ class Tally:
     retries: int = 0
     position: int = 0
     """How many bytes of the file, as they lie on the disk, have been dealt with at least."""
+    own_embeddings: bool = True
+    """Whether every line so far could be read and came with an embedding."""
 
 
 @dataclass(slots=True)
@@ -64,6 +66,8 @@ class Sender:
                 batch = await asyncio.to_thread(next, batches, None)
                 if batch is None:
                     break
+                if batch.embedded or batch.bad:
+                    self.tally.own_embeddings = False
                 try:
                     for bad in batch.bad:
                         self._reject(bad)

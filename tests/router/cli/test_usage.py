@@ -85,6 +85,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["export", "--collection", "c"], "--to"),
         (["export", "--to", "x.jsonl"], "one --collection"),
         (["export", "--to", "x.jsonl", "--collection", "c", "--format", "parquet"], "--format"),
+        (["export", "--to", "-"], "stdout"),
         (["query", "--collection", "c"], "give one of"),
         (["query", "--collection", "c", "--text", "a", "--like", "b"], "give one of"),
         (["query", "--collection", "c", "--embedding", "1, 2"], "not JSON"),
@@ -102,6 +103,55 @@ def test_wrong_usage_is_2(arguments: list[str], says: str) -> None:
     code, _, err = run(*arguments)
     assert code == 2
     assert says in err
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.json", "x.jsonl.zst", "x.csv.gz"])
+def test_an_export_to_a_file_of_another_kind_makes_nothing(
+    tmp_path: Path, nobody: str, name: str
+) -> None:
+    code, _, err = run("export", "--to", str(tmp_path / name), "--router", nobody)
+    told = " ".join(err.replace("│", " ").split())  # usage is told in a box
+    assert (code, list(tmp_path.iterdir())) == (2, [])
+    assert "name a directory, or a file that ends with .jsonl, .jsonl.gz or .parquet" in told
+
+
+@pytest.mark.parametrize("name", ["backup.d", "plain"])
+def test_an_export_may_go_to_a_directory_that_is_there_or_has_no_suffix(
+    tmp_path: Path, nobody: str, name: str
+) -> None:
+    (tmp_path / "backup.d").mkdir()
+    code, _, err = run("export", "--to", str(tmp_path / name), "--router", nobody)
+    assert (code, nobody in err) == (1, True)
+
+
+def test_an_export_into_a_directory_that_is_missing_is_1_and_names_it(
+    tmp_path: Path, nobody: str
+) -> None:
+    file = tmp_path / "a" / "b" / "c.jsonl"
+    asked = ["export", "--to", str(file), "--collection", "c", "--router", nobody]
+    said = f"chroma-router: the directory {file.parent} does not exist; make it first\n"
+    assert run(*asked) == (1, "", said)
+
+
+@pytest.mark.parametrize("place", ["localhost:8000", "127.0.0.1:8000", "my-host.net:1", "[::1]:80"])
+def test_an_import_from_a_bare_address_says_how_a_server_is_written(place: str) -> None:
+    code, _, err = run("import", "--from", place)
+    assert (code, err.count("\n"), f"for a server write http://{place}\n" in err) == (1, 1, True)
+
+
+@pytest.mark.parametrize("place", ["./chroma", "chroma:", "a/b:8000"])
+def test_an_import_from_a_missing_directory_speaks_of_no_server(place: str) -> None:
+    code, _, err = run("import", "--from", place)
+    assert (code, "persistent Chroma" in err, "http://" in err) == (1, True, False)
+
+
+def test_a_directory_may_be_called_like_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "localhost:8000").mkdir()
+    code, _, err = run("import", "--from", "localhost:8000")
+    assert (code, "persistent Chroma" in err, "http://" in err) == (1, True, False)
 
 
 @pytest.mark.parametrize(
