@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from hypothesis import settings
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -20,3 +21,8 @@ def _logs_as_they_were() -> Iterator[None]:
     """A command run inside a test configures the logs, to streams that end with the test."""
     yield
     structlog.reset_defaults()
+
+
+# How long one example takes is the machine's, which may be busy; each test has its own time-out.
+settings.register_profile("shared-machine", deadline=None)
+settings.load_profile("shared-machine")
