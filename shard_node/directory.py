@@ -158,7 +158,7 @@ def _check(link: sqlite3.Connection, path: Path, shard: str) -> None:
             f"{path} was made by chromadb {meta['engine']}, installed is {version('chromadb')}."
             f" Install chromadb=={meta['engine']}"
         )
-    for name in LATER - schema.keys():
+    for name in [name for name in SCHEMA if name in LATER and name not in schema]:
         link.execute("BEGIN IMMEDIATE")
         if name == "router_array_delete":  # what was left behind before
             link.execute(

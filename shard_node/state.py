@@ -75,9 +75,42 @@ BEGIN UPDATE router_batch SET applied = staged WHERE one = 1; END""",
     # gives out again: other records, of any collection, would have them as their own metadata.
     "router_array_delete": """CREATE TRIGGER router_array_delete AFTER DELETE ON embeddings
 BEGIN DELETE FROM embedding_metadata_array WHERE id = OLD.id; END""",
+    # Moves (shard_node/move_state.py). Source: which slots are captured, and which of their records
+    # have changed since, in which batch; a fence outlives its capture. Target: how far a move has
+    # come; `staged_cursor` counts once the batch `staged_batch` is applied.
+    "router_capture": """CREATE TABLE router_capture(
+  move TEXT PRIMARY KEY, collection INTEGER NOT NULL, capture TEXT NOT NULL, slots BLOB NOT NULL
+  ) WITHOUT ROWID""",
+    "router_capture_slot": """CREATE TABLE router_capture_slot(
+  collection INTEGER NOT NULL, slot INTEGER NOT NULL, move TEXT NOT NULL,
+  PRIMARY KEY (collection, slot, move)) WITHOUT ROWID""",
+    "router_dirty": """CREATE TABLE router_dirty(
+  move TEXT NOT NULL, id TEXT NOT NULL, batch INTEGER NOT NULL, PRIMARY KEY (move, id)
+  ) WITHOUT ROWID""",
+    "router_dirty_batch": """CREATE INDEX router_dirty_batch ON router_dirty(move, batch, id)""",
+    "router_queue_capture": """CREATE TRIGGER router_queue_capture AFTER INSERT ON embeddings_queue
+  WHEN EXISTS (SELECT 1 FROM router_capture_slot)
+BEGIN
+  INSERT OR REPLACE INTO router_dirty(move, id, batch)
+    SELECT c.move, s.id, b.staged
+    FROM router_batch b, router_staged s, router_capture_slot c
+    WHERE b.one = 1 AND s.id = NEW.id AND c.collection = b.collection AND c.slot = s.slot;
+END""",
+    "router_fence": """CREATE TABLE router_fence(
+  move TEXT PRIMARY KEY, collection INTEGER NOT NULL, slots BLOB NOT NULL,
+  next_epoch INTEGER NOT NULL, token INTEGER NOT NULL) WITHOUT ROWID""",
+    "router_arrival": """CREATE TABLE router_arrival(
+  move TEXT PRIMARY KEY, collection INTEGER NOT NULL, slots BLOB NOT NULL, ready INTEGER NOT NULL,
+  cursor BLOB NOT NULL, staged_cursor BLOB, staged_batch INTEGER NOT NULL) WITHOUT ROWID""",
 }
 
-LATER: frozenset[str] = frozenset({"router_record_slot", "router_array_delete"})
+LATER: frozenset[str] = frozenset(
+    {
+        "router_record_slot", "router_array_delete", "router_capture", "router_capture_slot",
+        "router_dirty", "router_dirty_batch", "router_queue_capture", "router_fence",
+        "router_arrival",
+    }
+)  # fmt: skip
 """What directories of the first versions lack: made at open, and minded by any version since."""
 
 

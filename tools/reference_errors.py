@@ -27,7 +27,10 @@ _GROUP = re.compile(r"([A-Z_]+) \(([A-Z_]+(?:, [A-Z_]+)*)\)")
 INTERNAL_REASONS: Mapping[Reason, str] = {
     Reason.STALE_EPOCH: "between router and node: the router brings both up to date and repeats",
     Reason.STALE_BOOT: "between router and node: the node began anew; the router says Hello again",
-    Reason.SHARD_EXISTS: "a router that is started with a shard's name or address twice",
+    Reason.SLOTS_FENCED: "between router and node: a move is about to switch; the router waits for "
+    "it and repeats",
+    Reason.STALE_TOKEN: "between router and node: another router has taken a move over",
+    Reason.MOVE_OUT_OF_STEP: "between router and node: a move goes on from where the nodes are",
 }
 """Reasons that no call of an application ends with, and where they are met."""
 
@@ -43,6 +46,19 @@ MEANINGS: Mapping[Reason, str] = {
     Reason.COLLECTION_NOT_FOUND: "There is no such collection, or it is being deleted.",
     Reason.RECORD_NOT_FOUND: "The filter of a query names an id that does not exist, and has no "
     "condition.",
+    Reason.SHARD_NOT_FOUND: "There is no such shard.",
+    Reason.NO_REBALANCE: "There has been no rebalance.",
+    Reason.SHARD_EXISTS: "A shard of this name or address exists.",
+    Reason.NO_SUPERVISOR: "Only `chroma-router up` starts nodes; give the address of one that "
+    "runs.",
+    Reason.LAST_SHARD: "A cluster keeps at least one shard that takes data.",
+    Reason.SHARD_IN_USE: "The shard owns slots, or answers although it was called lost; drain it "
+    "first.",
+    Reason.NO_ROOM: "What would have to move does not fit into the memory of the other shards.",
+    Reason.REBALANCE_RUNNING: "Another rebalance is under way; wait for it, or cancel it.",
+    Reason.REBALANCE_ENDED: "The newest rebalance has ended.",
+    Reason.MOVE_SWITCHED: "All moves have been switched; only what is left behind is being "
+    "deleted.",
     Reason.TENANT_EXISTS: "A tenant of this name exists.",
     Reason.DATABASE_EXISTS: "A database of this name exists in the tenant.",
     Reason.COLLECTION_EXISTS: "A collection of this name exists in the database.",

@@ -22,37 +22,96 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from chroma_router.v1 import types_pb2 as chroma__router_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63hroma_router/v1/cluster.proto\x12\x10\x63hroma_router.v1\"\x13\n\x11GetVersionRequest\"\xa5\x01\n\x12GetVersionResponse\x12\x16\n\x0erouter_version\x18\x01 \x01(\t\x12\x16\n\x0e\x63hroma_version\x18\x02 \x01(\t\x12\x16\n\x0emax_batch_size\x18\x03 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x04\x12\x17\n\x0fnow_nanoseconds\x18\x05 \x01(\x04\x12\x13\n\x0b\x61llow_reset\x18\x06 \x01(\x08\"\x88\x02\n\x05Shard\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.chroma_router.v1.ShardState\x12\x0f\n\x07records\x18\x04 \x01(\x04\x12\x12\n\ndata_bytes\x18\x05 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12\x19\n\x11queued_operations\x18\x07 \x01(\x04\x12\x14\n\x0cqueued_bytes\x18\x08 \x01(\x04\x12\x0f\n\x07problem\x18\t \x01(\t\x12\x36\n\x0b\x63ollections\x18\n \x03(\x0b\x32!.chroma_router.v1.ShardCollection\"V\n\x0fShardCollection\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x0f\n\x07records\x18\x04 \x01(\x04\"\x12\n\x10GetStatusRequest\"\xa6\x01\n\x11GetStatusResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x16\n\x0erouter_version\x18\x02 \x01(\t\x12\x13\n\x0b\x63ollections\x18\x03 \x01(\x04\x12\x0f\n\x07records\x18\x04 \x01(\x04\x12\'\n\x06shards\x18\x05 \x03(\x0b\x32\x17.chroma_router.v1.Shard\x12\x16\n\x0euptime_seconds\x18\x06 \x01(\x01\"\x13\n\x11ListShardsRequest\"=\n\x12ListShardsResponse\x12\'\n\x06shards\x18\x01 \x03(\x0b\x32\x17.chroma_router.v1.Shard\"\x0e\n\x0cResetRequest\"\x0f\n\rResetResponse*y\n\nShardState\x12\x1b\n\x17SHARD_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13SHARD_STATE_SERVING\x10\x01\x12\x18\n\x14SHARD_STATE_STARTING\x10\x02\x12\x1b\n\x17SHARD_STATE_UNREACHABLE\x10\x03\x32\xe2\x02\n\x0e\x43lusterService\x12W\n\nGetVersion\x12#.chroma_router.v1.GetVersionRequest\x1a$.chroma_router.v1.GetVersionResponse\x12T\n\tGetStatus\x12\".chroma_router.v1.GetStatusRequest\x1a#.chroma_router.v1.GetStatusResponse\x12W\n\nListShards\x12#.chroma_router.v1.ListShardsRequest\x1a$.chroma_router.v1.ListShardsResponse\x12H\n\x05Reset\x12\x1e.chroma_router.v1.ResetRequest\x1a\x1f.chroma_router.v1.ResetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63hroma_router/v1/cluster.proto\x12\x10\x63hroma_router.v1\x1a\x1c\x63hroma_router/v1/types.proto\"\x13\n\x11GetVersionRequest\"\xa5\x01\n\x12GetVersionResponse\x12\x16\n\x0erouter_version\x18\x01 \x01(\t\x12\x16\n\x0e\x63hroma_version\x18\x02 \x01(\t\x12\x16\n\x0emax_batch_size\x18\x03 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x04\x12\x17\n\x0fnow_nanoseconds\x18\x05 \x01(\x04\x12\x13\n\x0b\x61llow_reset\x18\x06 \x01(\x08\"\xdb\x02\n\x05Shard\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.chroma_router.v1.ShardState\x12\x0f\n\x07records\x18\x04 \x01(\x04\x12\x12\n\ndata_bytes\x18\x05 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12\x19\n\x11queued_operations\x18\x07 \x01(\x04\x12\x14\n\x0cqueued_bytes\x18\x08 \x01(\x04\x12\x0f\n\x07problem\x18\t \x01(\t\x12\x36\n\x0b\x63ollections\x18\n \x03(\x0b\x32!.chroma_router.v1.ShardCollection\x12)\n\x04role\x18\x0b \x01(\x0e\x32\x1b.chroma_router.v1.ShardRole\x12\r\n\x05slots\x18\x0c \x01(\x04\x12\x17\n\x0funowned_records\x18\r \x01(\x04\"V\n\x0fShardCollection\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x0f\n\x07records\x18\x04 \x01(\x04\"\x12\n\x10GetStatusRequest\"\xa6\x01\n\x11GetStatusResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x16\n\x0erouter_version\x18\x02 \x01(\t\x12\x13\n\x0b\x63ollections\x18\x03 \x01(\x04\x12\x0f\n\x07records\x18\x04 \x01(\x04\x12\'\n\x06shards\x18\x05 \x03(\x0b\x32\x17.chroma_router.v1.Shard\x12\x16\n\x0euptime_seconds\x18\x06 \x01(\x01\"\x13\n\x11ListShardsRequest\"=\n\x12ListShardsResponse\x12\'\n\x06shards\x18\x01 \x03(\x0b\x32\x17.chroma_router.v1.Shard\"\x0e\n\x0cResetRequest\"\x0f\n\rResetResponse\"0\n\x0f\x41\x64\x64ShardRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\":\n\x10\x41\x64\x64ShardResponse\x12&\n\x05shard\x18\x01 \x01(\x0b\x32\x17.chroma_router.v1.Shard\"V\n\x11\x44rainShardRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x33\n\x07options\x18\x02 \x01(\x0b\x32\".chroma_router.v1.RebalanceOptions\"D\n\x12\x44rainShardResponse\x12.\n\trebalance\x18\x01 \x01(\x0b\x32\x1b.chroma_router.v1.Rebalance\"G\n\x12RemoveShardRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nforce_lost\x18\x02 \x01(\x08\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\"?\n\x13RemoveShardResponse\x12(\n\x04lost\x18\x01 \x03(\x0b\x32\x1a.chroma_router.v1.LostPart\"`\n\x08LostPart\x12\x15\n\rcollection_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x14\n\x07records\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\n\n\x08_records\"G\n\x10RebalanceOptions\x12\x1a\n\x12records_per_second\x18\x01 \x01(\r\x12\x17\n\x0fquery_agreement\x18\x02 \x01(\x01\"\xf2\x02\n\x04Move\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\rcollection_id\x18\x02 \x01(\t\x12\x12\n\ncollection\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x0e\n\x06target\x18\x05 \x01(\t\x12\r\n\x05slots\x18\x06 \x01(\r\x12\x0f\n\x07records\x18\x07 \x01(\x04\x12\r\n\x05\x62ytes\x18\x08 \x01(\x04\x12*\n\x05stage\x18\t \x01(\x0e\x32\x1b.chroma_router.v1.MoveStage\x12\x16\n\x0e\x63opied_records\x18\n \x01(\x04\x12\x18\n\x10\x63ompared_records\x18\x0b \x01(\x04\x12\x17\n\x0ftrimmed_records\x18\x0c \x01(\x04\x12 \n\x18write_pause_microseconds\x18\r \x01(\x04\x12\x1f\n\x17read_pause_microseconds\x18\x0e \x01(\x04\x12\x19\n\x11\x63opy_microseconds\x18\x0f \x01(\x04\x12\x0f\n\x07problem\x18\x10 \x01(\t\"\xdc\x02\n\tRebalance\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x04kind\x18\x02 \x01(\x0e\x32\x1f.chroma_router.v1.RebalanceKind\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12/\n\x05state\x18\x04 \x01(\x0e\x32 .chroma_router.v1.RebalanceState\x12\x33\n\x07options\x18\x05 \x01(\x0b\x32\".chroma_router.v1.RebalanceOptions\x12%\n\x05moves\x18\x06 \x03(\x0b\x32\x16.chroma_router.v1.Move\x12\x0f\n\x07problem\x18\x07 \x01(\t\x12\x12\n\nstarted_at\x18\x08 \x01(\x04\x12\x10\n\x08\x65nded_at\x18\t \x01(\x04\x12\x1a\n\x12records_per_second\x18\n \x01(\x01\x12\x14\n\x0cseconds_left\x18\x0b \x01(\x01\x12\r\n\x05mover\x18\x0c \x01(\t\"%\n\x14PlanRebalanceRequest\x12\r\n\x05\x64rain\x18\x01 \x01(\t\"\x88\x01\n\x15PlanRebalanceResponse\x12.\n\trebalance\x18\x01 \x01(\x0b\x32\x1b.chroma_router.v1.Rebalance\x12.\n\x06shares\x18\x02 \x03(\x0b\x32\x1e.chroma_router.v1.PlannedShare\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"w\n\x0cPlannedShare\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x16\n\x0erecords_before\x18\x02 \x01(\x04\x12\x15\n\rrecords_after\x18\x03 \x01(\x04\x12\x14\n\x0cslots_before\x18\x04 \x01(\x04\x12\x13\n\x0bslots_after\x18\x05 \x01(\x04\"L\n\x15StartRebalanceRequest\x12\x33\n\x07options\x18\x01 \x01(\x0b\x32\".chroma_router.v1.RebalanceOptions\"H\n\x16StartRebalanceResponse\x12.\n\trebalance\x18\x01 \x01(\x0b\x32\x1b.chroma_router.v1.Rebalance\"\x15\n\x13GetRebalanceRequest\"F\n\x14GetRebalanceResponse\x12.\n\trebalance\x18\x01 \x01(\x0b\x32\x1b.chroma_router.v1.Rebalance\"\x17\n\x15PauseRebalanceRequest\"H\n\x16PauseRebalanceResponse\x12.\n\trebalance\x18\x01 \x01(\x0b\x32\x1b.chroma_router.v1.Rebalance\"M\n\x16ResumeRebalanceRequest\x12\x33\n\x07options\x18\x01 \x01(\x0b\x32\".chroma_router.v1.RebalanceOptions\"I\n\x17ResumeRebalanceResponse\x12.\n\trebalance\x18\x01 \x01(\x0b\x32\x1b.chroma_router.v1.Rebalance\"\x18\n\x16\x43\x61ncelRebalanceRequest\"I\n\x17\x43\x61ncelRebalanceResponse\x12.\n\trebalance\x18\x01 \x01(\x0b\x32\x1b.chroma_router.v1.Rebalance\"\x9c\x01\n\x16PlaceCollectionRequest\x12\x33\n\ncollection\x18\x01 \x01(\x0b\x32\x1f.chroma_router.v1.CollectionRef\x12\x18\n\x10placement_shards\x18\x02 \x01(\r\x12\x33\n\x07options\x18\x03 \x01(\x0b\x32\".chroma_router.v1.RebalanceOptions\"I\n\x17PlaceCollectionResponse\x12.\n\trebalance\x18\x01 \x01(\x0b\x32\x1b.chroma_router.v1.Rebalance*y\n\nShardState\x12\x1b\n\x17SHARD_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13SHARD_STATE_SERVING\x10\x01\x12\x18\n\x14SHARD_STATE_STARTING\x10\x02\x12\x1b\n\x17SHARD_STATE_UNREACHABLE\x10\x03*W\n\tShardRole\x12\x1a\n\x16SHARD_ROLE_UNSPECIFIED\x10\x00\x12\x15\n\x11SHARD_ROLE_ACTIVE\x10\x01\x12\x17\n\x13SHARD_ROLE_DRAINING\x10\x02*\x7f\n\rRebalanceKind\x12\x1e\n\x1aREBALANCE_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16REBALANCE_KIND_BALANCE\x10\x01\x12\x18\n\x14REBALANCE_KIND_DRAIN\x10\x02\x12\x18\n\x14REBALANCE_KIND_PLACE\x10\x03*\xdf\x01\n\x0eRebalanceState\x12\x1f\n\x1bREBALANCE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17REBALANCE_STATE_RUNNING\x10\x01\x12\x1a\n\x16REBALANCE_STATE_PAUSED\x10\x02\x12\x1e\n\x1aREBALANCE_STATE_CANCELLING\x10\x03\x12\x18\n\x14REBALANCE_STATE_DONE\x10\x04\x12\x1d\n\x19REBALANCE_STATE_CANCELLED\x10\x05\x12\x1a\n\x16REBALANCE_STATE_FAILED\x10\x06*\x89\x02\n\tMoveStage\x12\x1a\n\x16MOVE_STAGE_UNSPECIFIED\x10\x00\x12\x16\n\x12MOVE_STAGE_PLANNED\x10\x01\x12\x16\n\x12MOVE_STAGE_COPYING\x10\x02\x12\x1a\n\x16MOVE_STAGE_CATCHING_UP\x10\x03\x12\x17\n\x13MOVE_STAGE_VERIFIED\x10\x04\x12\x15\n\x11MOVE_STAGE_FENCED\x10\x05\x12\x17\n\x13MOVE_STAGE_SWITCHED\x10\x06\x12\x16\n\x12MOVE_STAGE_TRIMMED\x10\x07\x12\x19\n\x15MOVE_STAGE_CANCELLING\x10\x08\x12\x18\n\x14MOVE_STAGE_CANCELLED\x10\t2\xad\n\n\x0e\x43lusterService\x12W\n\nGetVersion\x12#.chroma_router.v1.GetVersionRequest\x1a$.chroma_router.v1.GetVersionResponse\x12T\n\tGetStatus\x12\".chroma_router.v1.GetStatusRequest\x1a#.chroma_router.v1.GetStatusResponse\x12W\n\nListShards\x12#.chroma_router.v1.ListShardsRequest\x1a$.chroma_router.v1.ListShardsResponse\x12H\n\x05Reset\x12\x1e.chroma_router.v1.ResetRequest\x1a\x1f.chroma_router.v1.ResetResponse\x12Q\n\x08\x41\x64\x64Shard\x12!.chroma_router.v1.AddShardRequest\x1a\".chroma_router.v1.AddShardResponse\x12W\n\nDrainShard\x12#.chroma_router.v1.DrainShardRequest\x1a$.chroma_router.v1.DrainShardResponse\x12Z\n\x0bRemoveShard\x12$.chroma_router.v1.RemoveShardRequest\x1a%.chroma_router.v1.RemoveShardResponse\x12`\n\rPlanRebalance\x12&.chroma_router.v1.PlanRebalanceRequest\x1a\'.chroma_router.v1.PlanRebalanceResponse\x12\x63\n\x0eStartRebalance\x12\'.chroma_router.v1.StartRebalanceRequest\x1a(.chroma_router.v1.StartRebalanceResponse\x12]\n\x0cGetRebalance\x12%.chroma_router.v1.GetRebalanceRequest\x1a&.chroma_router.v1.GetRebalanceResponse\x12\x63\n\x0ePauseRebalance\x12\'.chroma_router.v1.PauseRebalanceRequest\x1a(.chroma_router.v1.PauseRebalanceResponse\x12\x66\n\x0fResumeRebalance\x12(.chroma_router.v1.ResumeRebalanceRequest\x1a).chroma_router.v1.ResumeRebalanceResponse\x12\x66\n\x0f\x43\x61ncelRebalance\x12(.chroma_router.v1.CancelRebalanceRequest\x1a).chroma_router.v1.CancelRebalanceResponse\x12\x66\n\x0fPlaceCollection\x12(.chroma_router.v1.PlaceCollectionRequest\x1a).chroma_router.v1.PlaceCollectionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chroma_router.v1.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SHARDSTATE']._serialized_start=902
-  _globals['_SHARDSTATE']._serialized_end=1023
-  _globals['_GETVERSIONREQUEST']._serialized_start=52
-  _globals['_GETVERSIONREQUEST']._serialized_end=71
-  _globals['_GETVERSIONRESPONSE']._serialized_start=74
-  _globals['_GETVERSIONRESPONSE']._serialized_end=239
-  _globals['_SHARD']._serialized_start=242
-  _globals['_SHARD']._serialized_end=506
-  _globals['_SHARDCOLLECTION']._serialized_start=508
-  _globals['_SHARDCOLLECTION']._serialized_end=594
-  _globals['_GETSTATUSREQUEST']._serialized_start=596
-  _globals['_GETSTATUSREQUEST']._serialized_end=614
-  _globals['_GETSTATUSRESPONSE']._serialized_start=617
-  _globals['_GETSTATUSRESPONSE']._serialized_end=783
-  _globals['_LISTSHARDSREQUEST']._serialized_start=785
-  _globals['_LISTSHARDSREQUEST']._serialized_end=804
-  _globals['_LISTSHARDSRESPONSE']._serialized_start=806
-  _globals['_LISTSHARDSRESPONSE']._serialized_end=867
-  _globals['_RESETREQUEST']._serialized_start=869
-  _globals['_RESETREQUEST']._serialized_end=883
-  _globals['_RESETRESPONSE']._serialized_start=885
-  _globals['_RESETRESPONSE']._serialized_end=900
-  _globals['_CLUSTERSERVICE']._serialized_start=1026
-  _globals['_CLUSTERSERVICE']._serialized_end=1380
+  _globals['_SHARDSTATE']._serialized_start=3450
+  _globals['_SHARDSTATE']._serialized_end=3571
+  _globals['_SHARDROLE']._serialized_start=3573
+  _globals['_SHARDROLE']._serialized_end=3660
+  _globals['_REBALANCEKIND']._serialized_start=3662
+  _globals['_REBALANCEKIND']._serialized_end=3789
+  _globals['_REBALANCESTATE']._serialized_start=3792
+  _globals['_REBALANCESTATE']._serialized_end=4015
+  _globals['_MOVESTAGE']._serialized_start=4018
+  _globals['_MOVESTAGE']._serialized_end=4283
+  _globals['_GETVERSIONREQUEST']._serialized_start=82
+  _globals['_GETVERSIONREQUEST']._serialized_end=101
+  _globals['_GETVERSIONRESPONSE']._serialized_start=104
+  _globals['_GETVERSIONRESPONSE']._serialized_end=269
+  _globals['_SHARD']._serialized_start=272
+  _globals['_SHARD']._serialized_end=619
+  _globals['_SHARDCOLLECTION']._serialized_start=621
+  _globals['_SHARDCOLLECTION']._serialized_end=707
+  _globals['_GETSTATUSREQUEST']._serialized_start=709
+  _globals['_GETSTATUSREQUEST']._serialized_end=727
+  _globals['_GETSTATUSRESPONSE']._serialized_start=730
+  _globals['_GETSTATUSRESPONSE']._serialized_end=896
+  _globals['_LISTSHARDSREQUEST']._serialized_start=898
+  _globals['_LISTSHARDSREQUEST']._serialized_end=917
+  _globals['_LISTSHARDSRESPONSE']._serialized_start=919
+  _globals['_LISTSHARDSRESPONSE']._serialized_end=980
+  _globals['_RESETREQUEST']._serialized_start=982
+  _globals['_RESETREQUEST']._serialized_end=996
+  _globals['_RESETRESPONSE']._serialized_start=998
+  _globals['_RESETRESPONSE']._serialized_end=1013
+  _globals['_ADDSHARDREQUEST']._serialized_start=1015
+  _globals['_ADDSHARDREQUEST']._serialized_end=1063
+  _globals['_ADDSHARDRESPONSE']._serialized_start=1065
+  _globals['_ADDSHARDRESPONSE']._serialized_end=1123
+  _globals['_DRAINSHARDREQUEST']._serialized_start=1125
+  _globals['_DRAINSHARDREQUEST']._serialized_end=1211
+  _globals['_DRAINSHARDRESPONSE']._serialized_start=1213
+  _globals['_DRAINSHARDRESPONSE']._serialized_end=1281
+  _globals['_REMOVESHARDREQUEST']._serialized_start=1283
+  _globals['_REMOVESHARDREQUEST']._serialized_end=1354
+  _globals['_REMOVESHARDRESPONSE']._serialized_start=1356
+  _globals['_REMOVESHARDRESPONSE']._serialized_end=1419
+  _globals['_LOSTPART']._serialized_start=1421
+  _globals['_LOSTPART']._serialized_end=1517
+  _globals['_REBALANCEOPTIONS']._serialized_start=1519
+  _globals['_REBALANCEOPTIONS']._serialized_end=1590
+  _globals['_MOVE']._serialized_start=1593
+  _globals['_MOVE']._serialized_end=1963
+  _globals['_REBALANCE']._serialized_start=1966
+  _globals['_REBALANCE']._serialized_end=2314
+  _globals['_PLANREBALANCEREQUEST']._serialized_start=2316
+  _globals['_PLANREBALANCEREQUEST']._serialized_end=2353
+  _globals['_PLANREBALANCERESPONSE']._serialized_start=2356
+  _globals['_PLANREBALANCERESPONSE']._serialized_end=2492
+  _globals['_PLANNEDSHARE']._serialized_start=2494
+  _globals['_PLANNEDSHARE']._serialized_end=2613
+  _globals['_STARTREBALANCEREQUEST']._serialized_start=2615
+  _globals['_STARTREBALANCEREQUEST']._serialized_end=2691
+  _globals['_STARTREBALANCERESPONSE']._serialized_start=2693
+  _globals['_STARTREBALANCERESPONSE']._serialized_end=2765
+  _globals['_GETREBALANCEREQUEST']._serialized_start=2767
+  _globals['_GETREBALANCEREQUEST']._serialized_end=2788
+  _globals['_GETREBALANCERESPONSE']._serialized_start=2790
+  _globals['_GETREBALANCERESPONSE']._serialized_end=2860
+  _globals['_PAUSEREBALANCEREQUEST']._serialized_start=2862
+  _globals['_PAUSEREBALANCEREQUEST']._serialized_end=2885
+  _globals['_PAUSEREBALANCERESPONSE']._serialized_start=2887
+  _globals['_PAUSEREBALANCERESPONSE']._serialized_end=2959
+  _globals['_RESUMEREBALANCEREQUEST']._serialized_start=2961
+  _globals['_RESUMEREBALANCEREQUEST']._serialized_end=3038
+  _globals['_RESUMEREBALANCERESPONSE']._serialized_start=3040
+  _globals['_RESUMEREBALANCERESPONSE']._serialized_end=3113
+  _globals['_CANCELREBALANCEREQUEST']._serialized_start=3115
+  _globals['_CANCELREBALANCEREQUEST']._serialized_end=3139
+  _globals['_CANCELREBALANCERESPONSE']._serialized_start=3141
+  _globals['_CANCELREBALANCERESPONSE']._serialized_end=3214
+  _globals['_PLACECOLLECTIONREQUEST']._serialized_start=3217
+  _globals['_PLACECOLLECTIONREQUEST']._serialized_end=3373
+  _globals['_PLACECOLLECTIONRESPONSE']._serialized_start=3375
+  _globals['_PLACECOLLECTIONRESPONSE']._serialized_end=3448
+  _globals['_CLUSTERSERVICE']._serialized_start=4286
+  _globals['_CLUSTERSERVICE']._serialized_end=5611
 # @@protoc_insertion_point(module_scope)

@@ -55,6 +55,56 @@ class ClusterServiceStub:
                 request_serializer=chroma__router_dot_v1_dot_cluster__pb2.ResetRequest.SerializeToString,
                 response_deserializer=chroma__router_dot_v1_dot_cluster__pb2.ResetResponse.FromString,
                 _registered_method=True)
+        self.AddShard = channel.unary_unary(
+                '/chroma_router.v1.ClusterService/AddShard',
+                request_serializer=chroma__router_dot_v1_dot_cluster__pb2.AddShardRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_cluster__pb2.AddShardResponse.FromString,
+                _registered_method=True)
+        self.DrainShard = channel.unary_unary(
+                '/chroma_router.v1.ClusterService/DrainShard',
+                request_serializer=chroma__router_dot_v1_dot_cluster__pb2.DrainShardRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_cluster__pb2.DrainShardResponse.FromString,
+                _registered_method=True)
+        self.RemoveShard = channel.unary_unary(
+                '/chroma_router.v1.ClusterService/RemoveShard',
+                request_serializer=chroma__router_dot_v1_dot_cluster__pb2.RemoveShardRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_cluster__pb2.RemoveShardResponse.FromString,
+                _registered_method=True)
+        self.PlanRebalance = channel.unary_unary(
+                '/chroma_router.v1.ClusterService/PlanRebalance',
+                request_serializer=chroma__router_dot_v1_dot_cluster__pb2.PlanRebalanceRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_cluster__pb2.PlanRebalanceResponse.FromString,
+                _registered_method=True)
+        self.StartRebalance = channel.unary_unary(
+                '/chroma_router.v1.ClusterService/StartRebalance',
+                request_serializer=chroma__router_dot_v1_dot_cluster__pb2.StartRebalanceRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_cluster__pb2.StartRebalanceResponse.FromString,
+                _registered_method=True)
+        self.GetRebalance = channel.unary_unary(
+                '/chroma_router.v1.ClusterService/GetRebalance',
+                request_serializer=chroma__router_dot_v1_dot_cluster__pb2.GetRebalanceRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_cluster__pb2.GetRebalanceResponse.FromString,
+                _registered_method=True)
+        self.PauseRebalance = channel.unary_unary(
+                '/chroma_router.v1.ClusterService/PauseRebalance',
+                request_serializer=chroma__router_dot_v1_dot_cluster__pb2.PauseRebalanceRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_cluster__pb2.PauseRebalanceResponse.FromString,
+                _registered_method=True)
+        self.ResumeRebalance = channel.unary_unary(
+                '/chroma_router.v1.ClusterService/ResumeRebalance',
+                request_serializer=chroma__router_dot_v1_dot_cluster__pb2.ResumeRebalanceRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_cluster__pb2.ResumeRebalanceResponse.FromString,
+                _registered_method=True)
+        self.CancelRebalance = channel.unary_unary(
+                '/chroma_router.v1.ClusterService/CancelRebalance',
+                request_serializer=chroma__router_dot_v1_dot_cluster__pb2.CancelRebalanceRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_cluster__pb2.CancelRebalanceResponse.FromString,
+                _registered_method=True)
+        self.PlaceCollection = channel.unary_unary(
+                '/chroma_router.v1.ClusterService/PlaceCollection',
+                request_serializer=chroma__router_dot_v1_dot_cluster__pb2.PlaceCollectionRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_cluster__pb2.PlaceCollectionResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer:
@@ -98,6 +148,105 @@ class ClusterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddShard(self, request, context):
+        """Makes a shard known whose node serves: it takes on this cluster, and new collections are placed on
+        it. Nothing moves to it until a rebalance. Without an address `chroma-router up` starts a node.
+
+        Errors: ALREADY_EXISTS (SHARD_EXISTS), FAILED_PRECONDITION (WRONG_CLUSTER, WRONG_SHARD,
+        PROTOCOL_MISMATCH, CATALOG_BEHIND, NO_SUPERVISOR), UNAVAILABLE (SHARD_UNAVAILABLE,
+        ENGINE_STARTING, ENGINE_FAILED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainShard(self, request, context):
+        """Moves everything that a shard owns to the others, by a rebalance that is begun here. New
+        collections are no longer placed on it.
+
+        Errors: NOT_FOUND (SHARD_NOT_FOUND), FAILED_PRECONDITION (REBALANCE_RUNNING, NO_ROOM, LAST_SHARD),
+        ABORTED (CONFLICT), UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveShard(self, request, context):
+        """Forgets a shard that owns nothing; or, said so explicitly, a dead one with all that it owns.
+
+        Errors: NOT_FOUND (SHARD_NOT_FOUND), FAILED_PRECONDITION (SHARD_IN_USE, LAST_SHARD),
+        ABORTED (CONFLICT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanRebalance(self, request, context):
+        """Tells which slots a rebalance would move, and what would come of it. Nothing is changed.
+
+        Errors: UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartRebalance(self, request, context):
+        """Begins to move slots until each shard has its even share of each collection's records.
+
+        Errors: FAILED_PRECONDITION (REBALANCE_RUNNING, NO_ROOM), ABORTED (CONFLICT),
+        UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRebalance(self, request, context):
+        """Tells how the newest rebalance is going.
+
+        Errors: NOT_FOUND (NO_REBALANCE).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseRebalance(self, request, context):
+        """Stops the rebalance after the step under way; it stays where it is until it is resumed.
+
+        Errors: NOT_FOUND (NO_REBALANCE), FAILED_PRECONDITION (REBALANCE_ENDED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRebalance(self, request, context):
+        """Goes on with a paused rebalance, perhaps at another rate.
+
+        Errors: NOT_FOUND (NO_REBALANCE), FAILED_PRECONDITION (REBALANCE_ENDED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelRebalance(self, request, context):
+        """Gives up what has not been switched: the target forgets it, the source goes on as before. Slots
+        that were switched stay where they are.
+
+        Errors: NOT_FOUND (NO_REBALANCE), FAILED_PRECONDITION (REBALANCE_ENDED, MOVE_SWITCHED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlaceCollection(self, request, context):
+        """Places a collection on another number of shards, by a rebalance of it that is begun here.
+
+        Errors: NOT_FOUND (COLLECTION_NOT_FOUND), FAILED_PRECONDITION (REBALANCE_RUNNING, NO_ROOM),
+        ABORTED (CONFLICT), UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -120,6 +269,56 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.Reset,
                     request_deserializer=chroma__router_dot_v1_dot_cluster__pb2.ResetRequest.FromString,
                     response_serializer=chroma__router_dot_v1_dot_cluster__pb2.ResetResponse.SerializeToString,
+            ),
+            'AddShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddShard,
+                    request_deserializer=chroma__router_dot_v1_dot_cluster__pb2.AddShardRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_cluster__pb2.AddShardResponse.SerializeToString,
+            ),
+            'DrainShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainShard,
+                    request_deserializer=chroma__router_dot_v1_dot_cluster__pb2.DrainShardRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_cluster__pb2.DrainShardResponse.SerializeToString,
+            ),
+            'RemoveShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveShard,
+                    request_deserializer=chroma__router_dot_v1_dot_cluster__pb2.RemoveShardRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_cluster__pb2.RemoveShardResponse.SerializeToString,
+            ),
+            'PlanRebalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanRebalance,
+                    request_deserializer=chroma__router_dot_v1_dot_cluster__pb2.PlanRebalanceRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_cluster__pb2.PlanRebalanceResponse.SerializeToString,
+            ),
+            'StartRebalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartRebalance,
+                    request_deserializer=chroma__router_dot_v1_dot_cluster__pb2.StartRebalanceRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_cluster__pb2.StartRebalanceResponse.SerializeToString,
+            ),
+            'GetRebalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRebalance,
+                    request_deserializer=chroma__router_dot_v1_dot_cluster__pb2.GetRebalanceRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_cluster__pb2.GetRebalanceResponse.SerializeToString,
+            ),
+            'PauseRebalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRebalance,
+                    request_deserializer=chroma__router_dot_v1_dot_cluster__pb2.PauseRebalanceRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_cluster__pb2.PauseRebalanceResponse.SerializeToString,
+            ),
+            'ResumeRebalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRebalance,
+                    request_deserializer=chroma__router_dot_v1_dot_cluster__pb2.ResumeRebalanceRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_cluster__pb2.ResumeRebalanceResponse.SerializeToString,
+            ),
+            'CancelRebalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelRebalance,
+                    request_deserializer=chroma__router_dot_v1_dot_cluster__pb2.CancelRebalanceRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_cluster__pb2.CancelRebalanceResponse.SerializeToString,
+            ),
+            'PlaceCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlaceCollection,
+                    request_deserializer=chroma__router_dot_v1_dot_cluster__pb2.PlaceCollectionRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_cluster__pb2.PlaceCollectionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -231,6 +430,276 @@ class ClusterService:
             '/chroma_router.v1.ClusterService/Reset',
             chroma__router_dot_v1_dot_cluster__pb2.ResetRequest.SerializeToString,
             chroma__router_dot_v1_dot_cluster__pb2.ResetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.ClusterService/AddShard',
+            chroma__router_dot_v1_dot_cluster__pb2.AddShardRequest.SerializeToString,
+            chroma__router_dot_v1_dot_cluster__pb2.AddShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.ClusterService/DrainShard',
+            chroma__router_dot_v1_dot_cluster__pb2.DrainShardRequest.SerializeToString,
+            chroma__router_dot_v1_dot_cluster__pb2.DrainShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.ClusterService/RemoveShard',
+            chroma__router_dot_v1_dot_cluster__pb2.RemoveShardRequest.SerializeToString,
+            chroma__router_dot_v1_dot_cluster__pb2.RemoveShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanRebalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.ClusterService/PlanRebalance',
+            chroma__router_dot_v1_dot_cluster__pb2.PlanRebalanceRequest.SerializeToString,
+            chroma__router_dot_v1_dot_cluster__pb2.PlanRebalanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartRebalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.ClusterService/StartRebalance',
+            chroma__router_dot_v1_dot_cluster__pb2.StartRebalanceRequest.SerializeToString,
+            chroma__router_dot_v1_dot_cluster__pb2.StartRebalanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRebalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.ClusterService/GetRebalance',
+            chroma__router_dot_v1_dot_cluster__pb2.GetRebalanceRequest.SerializeToString,
+            chroma__router_dot_v1_dot_cluster__pb2.GetRebalanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseRebalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.ClusterService/PauseRebalance',
+            chroma__router_dot_v1_dot_cluster__pb2.PauseRebalanceRequest.SerializeToString,
+            chroma__router_dot_v1_dot_cluster__pb2.PauseRebalanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRebalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.ClusterService/ResumeRebalance',
+            chroma__router_dot_v1_dot_cluster__pb2.ResumeRebalanceRequest.SerializeToString,
+            chroma__router_dot_v1_dot_cluster__pb2.ResumeRebalanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelRebalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.ClusterService/CancelRebalance',
+            chroma__router_dot_v1_dot_cluster__pb2.CancelRebalanceRequest.SerializeToString,
+            chroma__router_dot_v1_dot_cluster__pb2.CancelRebalanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlaceCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.ClusterService/PlaceCollection',
+            chroma__router_dot_v1_dot_cluster__pb2.PlaceCollectionRequest.SerializeToString,
+            chroma__router_dot_v1_dot_cluster__pb2.PlaceCollectionResponse.FromString,
             options,
             channel_credentials,
             insecure,

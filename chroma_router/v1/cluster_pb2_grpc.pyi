@@ -54,6 +54,65 @@ class ClusterServiceStub:
 
     Errors: FAILED_PRECONDITION (RESET_DISABLED).
     """
+    AddShard: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.AddShardRequest, _cluster_pb2.AddShardResponse]
+    """Makes a shard known whose node serves: it takes on this cluster, and new collections are placed on
+    it. Nothing moves to it until a rebalance. Without an address `chroma-router up` starts a node.
+
+    Errors: ALREADY_EXISTS (SHARD_EXISTS), FAILED_PRECONDITION (WRONG_CLUSTER, WRONG_SHARD,
+    PROTOCOL_MISMATCH, CATALOG_BEHIND, NO_SUPERVISOR), UNAVAILABLE (SHARD_UNAVAILABLE,
+    ENGINE_STARTING, ENGINE_FAILED).
+    """
+    DrainShard: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.DrainShardRequest, _cluster_pb2.DrainShardResponse]
+    """Moves everything that a shard owns to the others, by a rebalance that is begun here. New
+    collections are no longer placed on it.
+
+    Errors: NOT_FOUND (SHARD_NOT_FOUND), FAILED_PRECONDITION (REBALANCE_RUNNING, NO_ROOM, LAST_SHARD),
+    ABORTED (CONFLICT), UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
+    """
+    RemoveShard: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.RemoveShardRequest, _cluster_pb2.RemoveShardResponse]
+    """Forgets a shard that owns nothing; or, said so explicitly, a dead one with all that it owns.
+
+    Errors: NOT_FOUND (SHARD_NOT_FOUND), FAILED_PRECONDITION (SHARD_IN_USE, LAST_SHARD),
+    ABORTED (CONFLICT).
+    """
+    PlanRebalance: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.PlanRebalanceRequest, _cluster_pb2.PlanRebalanceResponse]
+    """Tells which slots a rebalance would move, and what would come of it. Nothing is changed.
+
+    Errors: UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
+    """
+    StartRebalance: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.StartRebalanceRequest, _cluster_pb2.StartRebalanceResponse]
+    """Begins to move slots until each shard has its even share of each collection's records.
+
+    Errors: FAILED_PRECONDITION (REBALANCE_RUNNING, NO_ROOM), ABORTED (CONFLICT),
+    UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
+    """
+    GetRebalance: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.GetRebalanceRequest, _cluster_pb2.GetRebalanceResponse]
+    """Tells how the newest rebalance is going.
+
+    Errors: NOT_FOUND (NO_REBALANCE).
+    """
+    PauseRebalance: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.PauseRebalanceRequest, _cluster_pb2.PauseRebalanceResponse]
+    """Stops the rebalance after the step under way; it stays where it is until it is resumed.
+
+    Errors: NOT_FOUND (NO_REBALANCE), FAILED_PRECONDITION (REBALANCE_ENDED).
+    """
+    ResumeRebalance: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ResumeRebalanceRequest, _cluster_pb2.ResumeRebalanceResponse]
+    """Goes on with a paused rebalance, perhaps at another rate.
+
+    Errors: NOT_FOUND (NO_REBALANCE), FAILED_PRECONDITION (REBALANCE_ENDED).
+    """
+    CancelRebalance: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.CancelRebalanceRequest, _cluster_pb2.CancelRebalanceResponse]
+    """Gives up what has not been switched: the target forgets it, the source goes on as before. Slots
+    that were switched stay where they are.
+
+    Errors: NOT_FOUND (NO_REBALANCE), FAILED_PRECONDITION (REBALANCE_ENDED, MOVE_SWITCHED).
+    """
+    PlaceCollection: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.PlaceCollectionRequest, _cluster_pb2.PlaceCollectionResponse]
+    """Places a collection on another number of shards, by a rebalance of it that is begun here.
+
+    Errors: NOT_FOUND (COLLECTION_NOT_FOUND), FAILED_PRECONDITION (REBALANCE_RUNNING, NO_ROOM),
+    ABORTED (CONFLICT), UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
+    """
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
@@ -80,6 +139,65 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     the router runs with CHROMA_ROUTER_ALLOW_RESET=true.
 
     Errors: FAILED_PRECONDITION (RESET_DISABLED).
+    """
+    AddShard: _aio.UnaryUnaryMultiCallable[_cluster_pb2.AddShardRequest, _cluster_pb2.AddShardResponse]  # type: ignore[assignment]
+    """Makes a shard known whose node serves: it takes on this cluster, and new collections are placed on
+    it. Nothing moves to it until a rebalance. Without an address `chroma-router up` starts a node.
+
+    Errors: ALREADY_EXISTS (SHARD_EXISTS), FAILED_PRECONDITION (WRONG_CLUSTER, WRONG_SHARD,
+    PROTOCOL_MISMATCH, CATALOG_BEHIND, NO_SUPERVISOR), UNAVAILABLE (SHARD_UNAVAILABLE,
+    ENGINE_STARTING, ENGINE_FAILED).
+    """
+    DrainShard: _aio.UnaryUnaryMultiCallable[_cluster_pb2.DrainShardRequest, _cluster_pb2.DrainShardResponse]  # type: ignore[assignment]
+    """Moves everything that a shard owns to the others, by a rebalance that is begun here. New
+    collections are no longer placed on it.
+
+    Errors: NOT_FOUND (SHARD_NOT_FOUND), FAILED_PRECONDITION (REBALANCE_RUNNING, NO_ROOM, LAST_SHARD),
+    ABORTED (CONFLICT), UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
+    """
+    RemoveShard: _aio.UnaryUnaryMultiCallable[_cluster_pb2.RemoveShardRequest, _cluster_pb2.RemoveShardResponse]  # type: ignore[assignment]
+    """Forgets a shard that owns nothing; or, said so explicitly, a dead one with all that it owns.
+
+    Errors: NOT_FOUND (SHARD_NOT_FOUND), FAILED_PRECONDITION (SHARD_IN_USE, LAST_SHARD),
+    ABORTED (CONFLICT).
+    """
+    PlanRebalance: _aio.UnaryUnaryMultiCallable[_cluster_pb2.PlanRebalanceRequest, _cluster_pb2.PlanRebalanceResponse]  # type: ignore[assignment]
+    """Tells which slots a rebalance would move, and what would come of it. Nothing is changed.
+
+    Errors: UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
+    """
+    StartRebalance: _aio.UnaryUnaryMultiCallable[_cluster_pb2.StartRebalanceRequest, _cluster_pb2.StartRebalanceResponse]  # type: ignore[assignment]
+    """Begins to move slots until each shard has its even share of each collection's records.
+
+    Errors: FAILED_PRECONDITION (REBALANCE_RUNNING, NO_ROOM), ABORTED (CONFLICT),
+    UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
+    """
+    GetRebalance: _aio.UnaryUnaryMultiCallable[_cluster_pb2.GetRebalanceRequest, _cluster_pb2.GetRebalanceResponse]  # type: ignore[assignment]
+    """Tells how the newest rebalance is going.
+
+    Errors: NOT_FOUND (NO_REBALANCE).
+    """
+    PauseRebalance: _aio.UnaryUnaryMultiCallable[_cluster_pb2.PauseRebalanceRequest, _cluster_pb2.PauseRebalanceResponse]  # type: ignore[assignment]
+    """Stops the rebalance after the step under way; it stays where it is until it is resumed.
+
+    Errors: NOT_FOUND (NO_REBALANCE), FAILED_PRECONDITION (REBALANCE_ENDED).
+    """
+    ResumeRebalance: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ResumeRebalanceRequest, _cluster_pb2.ResumeRebalanceResponse]  # type: ignore[assignment]
+    """Goes on with a paused rebalance, perhaps at another rate.
+
+    Errors: NOT_FOUND (NO_REBALANCE), FAILED_PRECONDITION (REBALANCE_ENDED).
+    """
+    CancelRebalance: _aio.UnaryUnaryMultiCallable[_cluster_pb2.CancelRebalanceRequest, _cluster_pb2.CancelRebalanceResponse]  # type: ignore[assignment]
+    """Gives up what has not been switched: the target forgets it, the source goes on as before. Slots
+    that were switched stay where they are.
+
+    Errors: NOT_FOUND (NO_REBALANCE), FAILED_PRECONDITION (REBALANCE_ENDED, MOVE_SWITCHED).
+    """
+    PlaceCollection: _aio.UnaryUnaryMultiCallable[_cluster_pb2.PlaceCollectionRequest, _cluster_pb2.PlaceCollectionResponse]  # type: ignore[assignment]
+    """Places a collection on another number of shards, by a rebalance of it that is begun here.
+
+    Errors: NOT_FOUND (COLLECTION_NOT_FOUND), FAILED_PRECONDITION (REBALANCE_RUNNING, NO_ROOM),
+    ABORTED (CONFLICT), UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
     """
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -128,6 +246,125 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         the router runs with CHROMA_ROUTER_ALLOW_RESET=true.
 
         Errors: FAILED_PRECONDITION (RESET_DISABLED).
+        """
+
+    @_abc_1.abstractmethod
+    def AddShard(
+        self,
+        request: _cluster_pb2.AddShardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.AddShardResponse, _abc.Awaitable[_cluster_pb2.AddShardResponse]]:
+        """Makes a shard known whose node serves: it takes on this cluster, and new collections are placed on
+        it. Nothing moves to it until a rebalance. Without an address `chroma-router up` starts a node.
+
+        Errors: ALREADY_EXISTS (SHARD_EXISTS), FAILED_PRECONDITION (WRONG_CLUSTER, WRONG_SHARD,
+        PROTOCOL_MISMATCH, CATALOG_BEHIND, NO_SUPERVISOR), UNAVAILABLE (SHARD_UNAVAILABLE,
+        ENGINE_STARTING, ENGINE_FAILED).
+        """
+
+    @_abc_1.abstractmethod
+    def DrainShard(
+        self,
+        request: _cluster_pb2.DrainShardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.DrainShardResponse, _abc.Awaitable[_cluster_pb2.DrainShardResponse]]:
+        """Moves everything that a shard owns to the others, by a rebalance that is begun here. New
+        collections are no longer placed on it.
+
+        Errors: NOT_FOUND (SHARD_NOT_FOUND), FAILED_PRECONDITION (REBALANCE_RUNNING, NO_ROOM, LAST_SHARD),
+        ABORTED (CONFLICT), UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
+        """
+
+    @_abc_1.abstractmethod
+    def RemoveShard(
+        self,
+        request: _cluster_pb2.RemoveShardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.RemoveShardResponse, _abc.Awaitable[_cluster_pb2.RemoveShardResponse]]:
+        """Forgets a shard that owns nothing; or, said so explicitly, a dead one with all that it owns.
+
+        Errors: NOT_FOUND (SHARD_NOT_FOUND), FAILED_PRECONDITION (SHARD_IN_USE, LAST_SHARD),
+        ABORTED (CONFLICT).
+        """
+
+    @_abc_1.abstractmethod
+    def PlanRebalance(
+        self,
+        request: _cluster_pb2.PlanRebalanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.PlanRebalanceResponse, _abc.Awaitable[_cluster_pb2.PlanRebalanceResponse]]:
+        """Tells which slots a rebalance would move, and what would come of it. Nothing is changed.
+
+        Errors: UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
+        """
+
+    @_abc_1.abstractmethod
+    def StartRebalance(
+        self,
+        request: _cluster_pb2.StartRebalanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.StartRebalanceResponse, _abc.Awaitable[_cluster_pb2.StartRebalanceResponse]]:
+        """Begins to move slots until each shard has its even share of each collection's records.
+
+        Errors: FAILED_PRECONDITION (REBALANCE_RUNNING, NO_ROOM), ABORTED (CONFLICT),
+        UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
+        """
+
+    @_abc_1.abstractmethod
+    def GetRebalance(
+        self,
+        request: _cluster_pb2.GetRebalanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.GetRebalanceResponse, _abc.Awaitable[_cluster_pb2.GetRebalanceResponse]]:
+        """Tells how the newest rebalance is going.
+
+        Errors: NOT_FOUND (NO_REBALANCE).
+        """
+
+    @_abc_1.abstractmethod
+    def PauseRebalance(
+        self,
+        request: _cluster_pb2.PauseRebalanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.PauseRebalanceResponse, _abc.Awaitable[_cluster_pb2.PauseRebalanceResponse]]:
+        """Stops the rebalance after the step under way; it stays where it is until it is resumed.
+
+        Errors: NOT_FOUND (NO_REBALANCE), FAILED_PRECONDITION (REBALANCE_ENDED).
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeRebalance(
+        self,
+        request: _cluster_pb2.ResumeRebalanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.ResumeRebalanceResponse, _abc.Awaitable[_cluster_pb2.ResumeRebalanceResponse]]:
+        """Goes on with a paused rebalance, perhaps at another rate.
+
+        Errors: NOT_FOUND (NO_REBALANCE), FAILED_PRECONDITION (REBALANCE_ENDED).
+        """
+
+    @_abc_1.abstractmethod
+    def CancelRebalance(
+        self,
+        request: _cluster_pb2.CancelRebalanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.CancelRebalanceResponse, _abc.Awaitable[_cluster_pb2.CancelRebalanceResponse]]:
+        """Gives up what has not been switched: the target forgets it, the source goes on as before. Slots
+        that were switched stay where they are.
+
+        Errors: NOT_FOUND (NO_REBALANCE), FAILED_PRECONDITION (REBALANCE_ENDED, MOVE_SWITCHED).
+        """
+
+    @_abc_1.abstractmethod
+    def PlaceCollection(
+        self,
+        request: _cluster_pb2.PlaceCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.PlaceCollectionResponse, _abc.Awaitable[_cluster_pb2.PlaceCollectionResponse]]:
+        """Places a collection on another number of shards, by a rebalance of it that is begun here.
+
+        Errors: NOT_FOUND (COLLECTION_NOT_FOUND), FAILED_PRECONDITION (REBALANCE_RUNNING, NO_ROOM),
+        ABORTED (CONFLICT), UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
         """
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

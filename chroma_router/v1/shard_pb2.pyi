@@ -67,14 +67,16 @@ class CollectionDefinition(_message.Message):
     def __init__(self, collection: _Optional[_Union[_types_pb2.Collection, _Mapping]] = ..., database_id: _Optional[str] = ..., created_at: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...
 
 class SetOwnershipRequest(_message.Message):
-    __slots__ = ("definition", "owned_slots", "boot_id")
+    __slots__ = ("definition", "owned_slots", "boot_id", "ownership_only")
     DEFINITION_FIELD_NUMBER: _ClassVar[int]
     OWNED_SLOTS_FIELD_NUMBER: _ClassVar[int]
     BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    OWNERSHIP_ONLY_FIELD_NUMBER: _ClassVar[int]
     definition: CollectionDefinition
     owned_slots: bytes
     boot_id: str
-    def __init__(self, definition: _Optional[_Union[CollectionDefinition, _Mapping]] = ..., owned_slots: _Optional[bytes] = ..., boot_id: _Optional[str] = ...) -> None: ...
+    ownership_only: bool
+    def __init__(self, definition: _Optional[_Union[CollectionDefinition, _Mapping]] = ..., owned_slots: _Optional[bytes] = ..., boot_id: _Optional[str] = ..., ownership_only: _Optional[bool] = ...) -> None: ...
 
 class SetOwnershipResponse(_message.Message):
     __slots__ = ("high_sequence", "configuration_json", "schema_json")
@@ -257,7 +259,7 @@ class GetShardStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetShardStatsResponse(_message.Message):
-    __slots__ = ("shard", "cluster_id", "boot_id", "node_version", "data_bytes", "memory_bytes", "holdings")
+    __slots__ = ("shard", "cluster_id", "boot_id", "node_version", "data_bytes", "memory_bytes", "holdings", "memory_limit_bytes", "queued_operations")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     BOOT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -265,6 +267,8 @@ class GetShardStatsResponse(_message.Message):
     DATA_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     HOLDINGS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_OPERATIONS_FIELD_NUMBER: _ClassVar[int]
     shard: str
     cluster_id: str
     boot_id: str
@@ -272,7 +276,9 @@ class GetShardStatsResponse(_message.Message):
     data_bytes: int
     memory_bytes: int
     holdings: _containers.RepeatedCompositeFieldContainer[HoldingStats]
-    def __init__(self, shard: _Optional[str] = ..., cluster_id: _Optional[str] = ..., boot_id: _Optional[str] = ..., node_version: _Optional[str] = ..., data_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., holdings: _Optional[_Iterable[_Union[HoldingStats, _Mapping]]] = ...) -> None: ...
+    memory_limit_bytes: int
+    queued_operations: int
+    def __init__(self, shard: _Optional[str] = ..., cluster_id: _Optional[str] = ..., boot_id: _Optional[str] = ..., node_version: _Optional[str] = ..., data_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., holdings: _Optional[_Iterable[_Union[HoldingStats, _Mapping]]] = ..., memory_limit_bytes: _Optional[int] = ..., queued_operations: _Optional[int] = ...) -> None: ...
 
 class HoldingStats(_message.Message):
     __slots__ = ("collection_id", "epoch", "slots", "records", "unowned_records")
@@ -301,3 +307,261 @@ class ListHoldingsResponse(_message.Message):
     owned_slots: bytes
     dropped: bool
     def __init__(self, definition: _Optional[_Union[CollectionDefinition, _Mapping]] = ..., owned_slots: _Optional[bytes] = ..., dropped: _Optional[bool] = ...) -> None: ...
+
+class ListSlotCountsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListSlotCountsResponse(_message.Message):
+    __slots__ = ("collection_id", "epoch", "counts", "record_bytes")
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    RECORD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    collection_id: str
+    epoch: int
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    record_bytes: int
+    def __init__(self, collection_id: _Optional[str] = ..., epoch: _Optional[int] = ..., counts: _Optional[_Iterable[int]] = ..., record_bytes: _Optional[int] = ...) -> None: ...
+
+class MoveRef(_message.Message):
+    __slots__ = ("move_id", "collection_id", "token", "slots")
+    MOVE_ID_FIELD_NUMBER: _ClassVar[int]
+    COLLECTION_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    move_id: str
+    collection_id: str
+    token: int
+    slots: bytes
+    def __init__(self, move_id: _Optional[str] = ..., collection_id: _Optional[str] = ..., token: _Optional[int] = ..., slots: _Optional[bytes] = ...) -> None: ...
+
+class MoveCursor(_message.Message):
+    __slots__ = ("capture_id", "copied", "copy_done", "changed_batch", "changed_id", "outcome_batch")
+    CAPTURE_ID_FIELD_NUMBER: _ClassVar[int]
+    COPIED_FIELD_NUMBER: _ClassVar[int]
+    COPY_DONE_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_BATCH_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_ID_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_BATCH_FIELD_NUMBER: _ClassVar[int]
+    capture_id: str
+    copied: Position
+    copy_done: bool
+    changed_batch: int
+    changed_id: str
+    outcome_batch: int
+    def __init__(self, capture_id: _Optional[str] = ..., copied: _Optional[_Union[Position, _Mapping]] = ..., copy_done: _Optional[bool] = ..., changed_batch: _Optional[int] = ..., changed_id: _Optional[str] = ..., outcome_batch: _Optional[int] = ...) -> None: ...
+
+class MovedOutcome(_message.Message):
+    __slots__ = ("request_id", "index", "kind", "slots", "deleted_slots", "at", "digest")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    DELETED_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    index: int
+    kind: OperationKind
+    slots: _containers.RepeatedScalarFieldContainer[int]
+    deleted_slots: _containers.RepeatedScalarFieldContainer[int]
+    at: int
+    digest: int
+    def __init__(self, request_id: _Optional[str] = ..., index: _Optional[int] = ..., kind: _Optional[_Union[OperationKind, str]] = ..., slots: _Optional[_Iterable[int]] = ..., deleted_slots: _Optional[_Iterable[int]] = ..., at: _Optional[int] = ..., digest: _Optional[int] = ...) -> None: ...
+
+class MoveComparison(_message.Message):
+    __slots__ = ("after", "upto", "records", "sequences")
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    UPTO_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    after: Position
+    upto: Position
+    records: _containers.RepeatedScalarFieldContainer[bytes]
+    sequences: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, after: _Optional[_Union[Position, _Mapping]] = ..., upto: _Optional[_Union[Position, _Mapping]] = ..., records: _Optional[_Iterable[bytes]] = ..., sequences: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class MoveChunk(_message.Message):
+    __slots__ = ("begin", "end", "records", "sequences", "removed", "outcomes", "comparison")
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    COMPARISON_FIELD_NUMBER: _ClassVar[int]
+    begin: MoveCursor
+    end: MoveCursor
+    records: _containers.RepeatedScalarFieldContainer[bytes]
+    sequences: _containers.RepeatedScalarFieldContainer[int]
+    removed: _containers.RepeatedScalarFieldContainer[str]
+    outcomes: _containers.RepeatedCompositeFieldContainer[MovedOutcome]
+    comparison: MoveComparison
+    def __init__(self, begin: _Optional[_Union[MoveCursor, _Mapping]] = ..., end: _Optional[_Union[MoveCursor, _Mapping]] = ..., records: _Optional[_Iterable[bytes]] = ..., sequences: _Optional[_Iterable[int]] = ..., removed: _Optional[_Iterable[str]] = ..., outcomes: _Optional[_Iterable[_Union[MovedOutcome, _Mapping]]] = ..., comparison: _Optional[_Union[MoveComparison, _Mapping]] = ...) -> None: ...
+
+class BeginCaptureRequest(_message.Message):
+    __slots__ = ("move",)
+    MOVE_FIELD_NUMBER: _ClassVar[int]
+    move: MoveRef
+    def __init__(self, move: _Optional[_Union[MoveRef, _Mapping]] = ...) -> None: ...
+
+class BeginCaptureResponse(_message.Message):
+    __slots__ = ("capture_id", "records")
+    CAPTURE_ID_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    capture_id: str
+    records: int
+    def __init__(self, capture_id: _Optional[str] = ..., records: _Optional[int] = ...) -> None: ...
+
+class ReadMoveRequest(_message.Message):
+    __slots__ = ("move", "begin", "max_records", "max_bytes", "compare", "compared")
+    MOVE_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    MAX_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COMPARE_FIELD_NUMBER: _ClassVar[int]
+    COMPARED_FIELD_NUMBER: _ClassVar[int]
+    move: MoveRef
+    begin: MoveCursor
+    max_records: int
+    max_bytes: int
+    compare: bool
+    compared: Position
+    def __init__(self, move: _Optional[_Union[MoveRef, _Mapping]] = ..., begin: _Optional[_Union[MoveCursor, _Mapping]] = ..., max_records: _Optional[int] = ..., max_bytes: _Optional[int] = ..., compare: _Optional[bool] = ..., compared: _Optional[_Union[Position, _Mapping]] = ...) -> None: ...
+
+class ReadMoveResponse(_message.Message):
+    __slots__ = ("chunk", "end", "items", "caught_up", "compared", "compare_done")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    CAUGHT_UP_FIELD_NUMBER: _ClassVar[int]
+    COMPARED_FIELD_NUMBER: _ClassVar[int]
+    COMPARE_DONE_FIELD_NUMBER: _ClassVar[int]
+    chunk: bytes
+    end: MoveCursor
+    items: int
+    caught_up: bool
+    compared: Position
+    compare_done: bool
+    def __init__(self, chunk: _Optional[bytes] = ..., end: _Optional[_Union[MoveCursor, _Mapping]] = ..., items: _Optional[int] = ..., caught_up: _Optional[bool] = ..., compared: _Optional[_Union[Position, _Mapping]] = ..., compare_done: _Optional[bool] = ...) -> None: ...
+
+class FenceSlotsRequest(_message.Message):
+    __slots__ = ("move", "next_epoch", "begin", "max_records", "max_bytes")
+    MOVE_FIELD_NUMBER: _ClassVar[int]
+    NEXT_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    MAX_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    move: MoveRef
+    next_epoch: int
+    begin: MoveCursor
+    max_records: int
+    max_bytes: int
+    def __init__(self, move: _Optional[_Union[MoveRef, _Mapping]] = ..., next_epoch: _Optional[int] = ..., begin: _Optional[_Union[MoveCursor, _Mapping]] = ..., max_records: _Optional[int] = ..., max_bytes: _Optional[int] = ...) -> None: ...
+
+class FenceSlotsResponse(_message.Message):
+    __slots__ = ("tail", "records")
+    TAIL_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    tail: ReadMoveResponse
+    records: int
+    def __init__(self, tail: _Optional[_Union[ReadMoveResponse, _Mapping]] = ..., records: _Optional[int] = ...) -> None: ...
+
+class FenceReadsRequest(_message.Message):
+    __slots__ = ("move",)
+    MOVE_FIELD_NUMBER: _ClassVar[int]
+    move: MoveRef
+    def __init__(self, move: _Optional[_Union[MoveRef, _Mapping]] = ...) -> None: ...
+
+class FenceReadsResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class EndCaptureRequest(_message.Message):
+    __slots__ = ("move",)
+    MOVE_FIELD_NUMBER: _ClassVar[int]
+    move: MoveRef
+    def __init__(self, move: _Optional[_Union[MoveRef, _Mapping]] = ...) -> None: ...
+
+class EndCaptureResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class BeginArrivalRequest(_message.Message):
+    __slots__ = ("move", "afresh")
+    MOVE_FIELD_NUMBER: _ClassVar[int]
+    AFRESH_FIELD_NUMBER: _ClassVar[int]
+    move: MoveRef
+    afresh: bool
+    def __init__(self, move: _Optional[_Union[MoveRef, _Mapping]] = ..., afresh: _Optional[bool] = ...) -> None: ...
+
+class BeginArrivalResponse(_message.Message):
+    __slots__ = ("applied", "ready")
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    applied: MoveCursor
+    ready: bool
+    def __init__(self, applied: _Optional[_Union[MoveCursor, _Mapping]] = ..., ready: _Optional[bool] = ...) -> None: ...
+
+class ApplyMoveRequest(_message.Message):
+    __slots__ = ("move", "chunk")
+    MOVE_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    move: MoveRef
+    chunk: bytes
+    def __init__(self, move: _Optional[_Union[MoveRef, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class ApplyMoveResponse(_message.Message):
+    __slots__ = ("records", "differences", "differing", "apply_microseconds")
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
+    DIFFERING_FIELD_NUMBER: _ClassVar[int]
+    APPLY_MICROSECONDS_FIELD_NUMBER: _ClassVar[int]
+    records: int
+    differences: int
+    differing: _containers.RepeatedScalarFieldContainer[str]
+    apply_microseconds: int
+    def __init__(self, records: _Optional[int] = ..., differences: _Optional[int] = ..., differing: _Optional[_Iterable[str]] = ..., apply_microseconds: _Optional[int] = ...) -> None: ...
+
+class EndArrivalRequest(_message.Message):
+    __slots__ = ("move",)
+    MOVE_FIELD_NUMBER: _ClassVar[int]
+    move: MoveRef
+    def __init__(self, move: _Optional[_Union[MoveRef, _Mapping]] = ...) -> None: ...
+
+class EndArrivalResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DropSlotsRequest(_message.Message):
+    __slots__ = ("move", "limit")
+    MOVE_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    move: MoveRef
+    limit: int
+    def __init__(self, move: _Optional[_Union[MoveRef, _Mapping]] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class DropSlotsResponse(_message.Message):
+    __slots__ = ("dropped", "done", "left")
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    dropped: int
+    done: bool
+    left: int
+    def __init__(self, dropped: _Optional[int] = ..., done: _Optional[bool] = ..., left: _Optional[int] = ...) -> None: ...
+
+class PreviewMoveRequest(_message.Message):
+    __slots__ = ("move", "query")
+    MOVE_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    move: MoveRef
+    query: ShardQueryRequest
+    def __init__(self, move: _Optional[_Union[MoveRef, _Mapping]] = ..., query: _Optional[_Union[ShardQueryRequest, _Mapping]] = ...) -> None: ...
+
+class PreviewMoveResponse(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[ShardQueryResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[ShardQueryResult, _Mapping]]] = ...) -> None: ...

@@ -86,6 +86,61 @@ class ShardServiceStub:
                 request_serializer=chroma__router_dot_v1_dot_shard__pb2.ListHoldingsRequest.SerializeToString,
                 response_deserializer=chroma__router_dot_v1_dot_shard__pb2.ListHoldingsResponse.FromString,
                 _registered_method=True)
+        self.ListSlotCounts = channel.unary_stream(
+                '/chroma_router.v1.ShardService/ListSlotCounts',
+                request_serializer=chroma__router_dot_v1_dot_shard__pb2.ListSlotCountsRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_shard__pb2.ListSlotCountsResponse.FromString,
+                _registered_method=True)
+        self.BeginCapture = channel.unary_unary(
+                '/chroma_router.v1.ShardService/BeginCapture',
+                request_serializer=chroma__router_dot_v1_dot_shard__pb2.BeginCaptureRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_shard__pb2.BeginCaptureResponse.FromString,
+                _registered_method=True)
+        self.ReadMove = channel.unary_unary(
+                '/chroma_router.v1.ShardService/ReadMove',
+                request_serializer=chroma__router_dot_v1_dot_shard__pb2.ReadMoveRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_shard__pb2.ReadMoveResponse.FromString,
+                _registered_method=True)
+        self.FenceSlots = channel.unary_unary(
+                '/chroma_router.v1.ShardService/FenceSlots',
+                request_serializer=chroma__router_dot_v1_dot_shard__pb2.FenceSlotsRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_shard__pb2.FenceSlotsResponse.FromString,
+                _registered_method=True)
+        self.FenceReads = channel.unary_unary(
+                '/chroma_router.v1.ShardService/FenceReads',
+                request_serializer=chroma__router_dot_v1_dot_shard__pb2.FenceReadsRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_shard__pb2.FenceReadsResponse.FromString,
+                _registered_method=True)
+        self.EndCapture = channel.unary_unary(
+                '/chroma_router.v1.ShardService/EndCapture',
+                request_serializer=chroma__router_dot_v1_dot_shard__pb2.EndCaptureRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_shard__pb2.EndCaptureResponse.FromString,
+                _registered_method=True)
+        self.BeginArrival = channel.unary_unary(
+                '/chroma_router.v1.ShardService/BeginArrival',
+                request_serializer=chroma__router_dot_v1_dot_shard__pb2.BeginArrivalRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_shard__pb2.BeginArrivalResponse.FromString,
+                _registered_method=True)
+        self.ApplyMove = channel.unary_unary(
+                '/chroma_router.v1.ShardService/ApplyMove',
+                request_serializer=chroma__router_dot_v1_dot_shard__pb2.ApplyMoveRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_shard__pb2.ApplyMoveResponse.FromString,
+                _registered_method=True)
+        self.EndArrival = channel.unary_unary(
+                '/chroma_router.v1.ShardService/EndArrival',
+                request_serializer=chroma__router_dot_v1_dot_shard__pb2.EndArrivalRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_shard__pb2.EndArrivalResponse.FromString,
+                _registered_method=True)
+        self.DropSlots = channel.unary_unary(
+                '/chroma_router.v1.ShardService/DropSlots',
+                request_serializer=chroma__router_dot_v1_dot_shard__pb2.DropSlotsRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_shard__pb2.DropSlotsResponse.FromString,
+                _registered_method=True)
+        self.PreviewMove = channel.unary_unary(
+                '/chroma_router.v1.ShardService/PreviewMove',
+                request_serializer=chroma__router_dot_v1_dot_shard__pb2.PreviewMoveRequest.SerializeToString,
+                response_deserializer=chroma__router_dot_v1_dot_shard__pb2.PreviewMoveResponse.FromString,
+                _registered_method=True)
 
 
 class ShardServiceServicer:
@@ -163,6 +218,92 @@ class ShardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSlotCounts(self, request, context):
+        """Tells how many records each slot of each collection has, for a planner.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BeginCapture(self, request, context):
+        """The calls of a move. Each carries the move's token: the node keeps the highest one durably and
+        refuses a lower one with ABORTED and reason STALE_TOKEN. All are idempotent. DESIGN.md, "Moves".
+
+        Source: from here on every record of the moving slots that changes is captured durably.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadMove(self, request, context):
+        """Source: reads the next chunk of the move's stream, in a turn of the single writer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FenceSlots(self, request, context):
+        """Source: refuses writes to the moving slots from here on (ABORTED, reason SLOTS_FENCED), durably,
+        and reads the rest of the stream in the same turn. A node that begins anew refuses reads of the
+        slots as well. Only an ownership of the fenced epoch or a later one lifts the fence, or
+        EndCapture.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FenceReads(self, request, context):
+        """Source: refuses reads of the fenced slots too, at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndCapture(self, request, context):
+        """Source: ends the capture of a move that is cancelled, and lifts its fence.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BeginArrival(self, request, context):
+        """Target: makes ready for a move, or tells how far it has come.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplyMove(self, request, context):
+        """Target: applies a chunk of the stream, in a turn of the single writer, and compares what it is
+        given to compare. Refused with FAILED_PRECONDITION and reason MOVE_OUT_OF_STEP unless the chunk
+        begins where the node is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndArrival(self, request, context):
+        """Target: forgets how far a move has come; what it has brought stays until it is dropped.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropSlots(self, request, context):
+        """Deletes records of slots that the node does not own, some at a time: what a target has of a move
+        that begins or is cancelled, what a source has left of one that is done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewMove(self, request, context):
+        """Finds the nearest records of the moving slots, owned or not, for comparing before the switch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ShardServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -210,6 +351,61 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.ListHoldings,
                     request_deserializer=chroma__router_dot_v1_dot_shard__pb2.ListHoldingsRequest.FromString,
                     response_serializer=chroma__router_dot_v1_dot_shard__pb2.ListHoldingsResponse.SerializeToString,
+            ),
+            'ListSlotCounts': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListSlotCounts,
+                    request_deserializer=chroma__router_dot_v1_dot_shard__pb2.ListSlotCountsRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_shard__pb2.ListSlotCountsResponse.SerializeToString,
+            ),
+            'BeginCapture': grpc.unary_unary_rpc_method_handler(
+                    servicer.BeginCapture,
+                    request_deserializer=chroma__router_dot_v1_dot_shard__pb2.BeginCaptureRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_shard__pb2.BeginCaptureResponse.SerializeToString,
+            ),
+            'ReadMove': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadMove,
+                    request_deserializer=chroma__router_dot_v1_dot_shard__pb2.ReadMoveRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_shard__pb2.ReadMoveResponse.SerializeToString,
+            ),
+            'FenceSlots': grpc.unary_unary_rpc_method_handler(
+                    servicer.FenceSlots,
+                    request_deserializer=chroma__router_dot_v1_dot_shard__pb2.FenceSlotsRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_shard__pb2.FenceSlotsResponse.SerializeToString,
+            ),
+            'FenceReads': grpc.unary_unary_rpc_method_handler(
+                    servicer.FenceReads,
+                    request_deserializer=chroma__router_dot_v1_dot_shard__pb2.FenceReadsRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_shard__pb2.FenceReadsResponse.SerializeToString,
+            ),
+            'EndCapture': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndCapture,
+                    request_deserializer=chroma__router_dot_v1_dot_shard__pb2.EndCaptureRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_shard__pb2.EndCaptureResponse.SerializeToString,
+            ),
+            'BeginArrival': grpc.unary_unary_rpc_method_handler(
+                    servicer.BeginArrival,
+                    request_deserializer=chroma__router_dot_v1_dot_shard__pb2.BeginArrivalRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_shard__pb2.BeginArrivalResponse.SerializeToString,
+            ),
+            'ApplyMove': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyMove,
+                    request_deserializer=chroma__router_dot_v1_dot_shard__pb2.ApplyMoveRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_shard__pb2.ApplyMoveResponse.SerializeToString,
+            ),
+            'EndArrival': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndArrival,
+                    request_deserializer=chroma__router_dot_v1_dot_shard__pb2.EndArrivalRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_shard__pb2.EndArrivalResponse.SerializeToString,
+            ),
+            'DropSlots': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropSlots,
+                    request_deserializer=chroma__router_dot_v1_dot_shard__pb2.DropSlotsRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_shard__pb2.DropSlotsResponse.SerializeToString,
+            ),
+            'PreviewMove': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewMove,
+                    request_deserializer=chroma__router_dot_v1_dot_shard__pb2.PreviewMoveRequest.FromString,
+                    response_serializer=chroma__router_dot_v1_dot_shard__pb2.PreviewMoveResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -462,6 +658,303 @@ class ShardService:
             '/chroma_router.v1.ShardService/ListHoldings',
             chroma__router_dot_v1_dot_shard__pb2.ListHoldingsRequest.SerializeToString,
             chroma__router_dot_v1_dot_shard__pb2.ListHoldingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSlotCounts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/chroma_router.v1.ShardService/ListSlotCounts',
+            chroma__router_dot_v1_dot_shard__pb2.ListSlotCountsRequest.SerializeToString,
+            chroma__router_dot_v1_dot_shard__pb2.ListSlotCountsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BeginCapture(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.ShardService/BeginCapture',
+            chroma__router_dot_v1_dot_shard__pb2.BeginCaptureRequest.SerializeToString,
+            chroma__router_dot_v1_dot_shard__pb2.BeginCaptureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadMove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.ShardService/ReadMove',
+            chroma__router_dot_v1_dot_shard__pb2.ReadMoveRequest.SerializeToString,
+            chroma__router_dot_v1_dot_shard__pb2.ReadMoveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FenceSlots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.ShardService/FenceSlots',
+            chroma__router_dot_v1_dot_shard__pb2.FenceSlotsRequest.SerializeToString,
+            chroma__router_dot_v1_dot_shard__pb2.FenceSlotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FenceReads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.ShardService/FenceReads',
+            chroma__router_dot_v1_dot_shard__pb2.FenceReadsRequest.SerializeToString,
+            chroma__router_dot_v1_dot_shard__pb2.FenceReadsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndCapture(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.ShardService/EndCapture',
+            chroma__router_dot_v1_dot_shard__pb2.EndCaptureRequest.SerializeToString,
+            chroma__router_dot_v1_dot_shard__pb2.EndCaptureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BeginArrival(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.ShardService/BeginArrival',
+            chroma__router_dot_v1_dot_shard__pb2.BeginArrivalRequest.SerializeToString,
+            chroma__router_dot_v1_dot_shard__pb2.BeginArrivalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyMove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.ShardService/ApplyMove',
+            chroma__router_dot_v1_dot_shard__pb2.ApplyMoveRequest.SerializeToString,
+            chroma__router_dot_v1_dot_shard__pb2.ApplyMoveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndArrival(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.ShardService/EndArrival',
+            chroma__router_dot_v1_dot_shard__pb2.EndArrivalRequest.SerializeToString,
+            chroma__router_dot_v1_dot_shard__pb2.EndArrivalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropSlots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.ShardService/DropSlots',
+            chroma__router_dot_v1_dot_shard__pb2.DropSlotsRequest.SerializeToString,
+            chroma__router_dot_v1_dot_shard__pb2.DropSlotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewMove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chroma_router.v1.ShardService/PreviewMove',
+            chroma__router_dot_v1_dot_shard__pb2.PreviewMoveRequest.SerializeToString,
+            chroma__router_dot_v1_dot_shard__pb2.PreviewMoveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -61,6 +61,41 @@ class ShardServiceStub:
     """Tells how the node is."""
     ListHoldings: _grpc.UnaryStreamMultiCallable[_shard_pb2.ListHoldingsRequest, _shard_pb2.ListHoldingsResponse]
     """Tells which collections the node holds, so that a lost catalog can be rebuilt."""
+    ListSlotCounts: _grpc.UnaryStreamMultiCallable[_shard_pb2.ListSlotCountsRequest, _shard_pb2.ListSlotCountsResponse]
+    """Tells how many records each slot of each collection has, for a planner."""
+    BeginCapture: _grpc.UnaryUnaryMultiCallable[_shard_pb2.BeginCaptureRequest, _shard_pb2.BeginCaptureResponse]
+    """The calls of a move. Each carries the move's token: the node keeps the highest one durably and
+    refuses a lower one with ABORTED and reason STALE_TOKEN. All are idempotent. DESIGN.md, "Moves".
+
+    Source: from here on every record of the moving slots that changes is captured durably.
+    """
+    ReadMove: _grpc.UnaryUnaryMultiCallable[_shard_pb2.ReadMoveRequest, _shard_pb2.ReadMoveResponse]
+    """Source: reads the next chunk of the move's stream, in a turn of the single writer."""
+    FenceSlots: _grpc.UnaryUnaryMultiCallable[_shard_pb2.FenceSlotsRequest, _shard_pb2.FenceSlotsResponse]
+    """Source: refuses writes to the moving slots from here on (ABORTED, reason SLOTS_FENCED), durably,
+    and reads the rest of the stream in the same turn. A node that begins anew refuses reads of the
+    slots as well. Only an ownership of the fenced epoch or a later one lifts the fence, or
+    EndCapture.
+    """
+    FenceReads: _grpc.UnaryUnaryMultiCallable[_shard_pb2.FenceReadsRequest, _shard_pb2.FenceReadsResponse]
+    """Source: refuses reads of the fenced slots too, at once."""
+    EndCapture: _grpc.UnaryUnaryMultiCallable[_shard_pb2.EndCaptureRequest, _shard_pb2.EndCaptureResponse]
+    """Source: ends the capture of a move that is cancelled, and lifts its fence."""
+    BeginArrival: _grpc.UnaryUnaryMultiCallable[_shard_pb2.BeginArrivalRequest, _shard_pb2.BeginArrivalResponse]
+    """Target: makes ready for a move, or tells how far it has come."""
+    ApplyMove: _grpc.UnaryUnaryMultiCallable[_shard_pb2.ApplyMoveRequest, _shard_pb2.ApplyMoveResponse]
+    """Target: applies a chunk of the stream, in a turn of the single writer, and compares what it is
+    given to compare. Refused with FAILED_PRECONDITION and reason MOVE_OUT_OF_STEP unless the chunk
+    begins where the node is.
+    """
+    EndArrival: _grpc.UnaryUnaryMultiCallable[_shard_pb2.EndArrivalRequest, _shard_pb2.EndArrivalResponse]
+    """Target: forgets how far a move has come; what it has brought stays until it is dropped."""
+    DropSlots: _grpc.UnaryUnaryMultiCallable[_shard_pb2.DropSlotsRequest, _shard_pb2.DropSlotsResponse]
+    """Deletes records of slots that the node does not own, some at a time: what a target has of a move
+    that begins or is cancelled, what a source has left of one that is done.
+    """
+    PreviewMove: _grpc.UnaryUnaryMultiCallable[_shard_pb2.PreviewMoveRequest, _shard_pb2.PreviewMoveResponse]
+    """Finds the nearest records of the moving slots, owned or not, for comparing before the switch."""
 
 @_typing.type_check_only
 class ShardServiceAsyncStub(ShardServiceStub):
@@ -95,6 +130,41 @@ class ShardServiceAsyncStub(ShardServiceStub):
     """Tells how the node is."""
     ListHoldings: _aio.UnaryStreamMultiCallable[_shard_pb2.ListHoldingsRequest, _shard_pb2.ListHoldingsResponse]  # type: ignore[assignment]
     """Tells which collections the node holds, so that a lost catalog can be rebuilt."""
+    ListSlotCounts: _aio.UnaryStreamMultiCallable[_shard_pb2.ListSlotCountsRequest, _shard_pb2.ListSlotCountsResponse]  # type: ignore[assignment]
+    """Tells how many records each slot of each collection has, for a planner."""
+    BeginCapture: _aio.UnaryUnaryMultiCallable[_shard_pb2.BeginCaptureRequest, _shard_pb2.BeginCaptureResponse]  # type: ignore[assignment]
+    """The calls of a move. Each carries the move's token: the node keeps the highest one durably and
+    refuses a lower one with ABORTED and reason STALE_TOKEN. All are idempotent. DESIGN.md, "Moves".
+
+    Source: from here on every record of the moving slots that changes is captured durably.
+    """
+    ReadMove: _aio.UnaryUnaryMultiCallable[_shard_pb2.ReadMoveRequest, _shard_pb2.ReadMoveResponse]  # type: ignore[assignment]
+    """Source: reads the next chunk of the move's stream, in a turn of the single writer."""
+    FenceSlots: _aio.UnaryUnaryMultiCallable[_shard_pb2.FenceSlotsRequest, _shard_pb2.FenceSlotsResponse]  # type: ignore[assignment]
+    """Source: refuses writes to the moving slots from here on (ABORTED, reason SLOTS_FENCED), durably,
+    and reads the rest of the stream in the same turn. A node that begins anew refuses reads of the
+    slots as well. Only an ownership of the fenced epoch or a later one lifts the fence, or
+    EndCapture.
+    """
+    FenceReads: _aio.UnaryUnaryMultiCallable[_shard_pb2.FenceReadsRequest, _shard_pb2.FenceReadsResponse]  # type: ignore[assignment]
+    """Source: refuses reads of the fenced slots too, at once."""
+    EndCapture: _aio.UnaryUnaryMultiCallable[_shard_pb2.EndCaptureRequest, _shard_pb2.EndCaptureResponse]  # type: ignore[assignment]
+    """Source: ends the capture of a move that is cancelled, and lifts its fence."""
+    BeginArrival: _aio.UnaryUnaryMultiCallable[_shard_pb2.BeginArrivalRequest, _shard_pb2.BeginArrivalResponse]  # type: ignore[assignment]
+    """Target: makes ready for a move, or tells how far it has come."""
+    ApplyMove: _aio.UnaryUnaryMultiCallable[_shard_pb2.ApplyMoveRequest, _shard_pb2.ApplyMoveResponse]  # type: ignore[assignment]
+    """Target: applies a chunk of the stream, in a turn of the single writer, and compares what it is
+    given to compare. Refused with FAILED_PRECONDITION and reason MOVE_OUT_OF_STEP unless the chunk
+    begins where the node is.
+    """
+    EndArrival: _aio.UnaryUnaryMultiCallable[_shard_pb2.EndArrivalRequest, _shard_pb2.EndArrivalResponse]  # type: ignore[assignment]
+    """Target: forgets how far a move has come; what it has brought stays until it is dropped."""
+    DropSlots: _aio.UnaryUnaryMultiCallable[_shard_pb2.DropSlotsRequest, _shard_pb2.DropSlotsResponse]  # type: ignore[assignment]
+    """Deletes records of slots that the node does not own, some at a time: what a target has of a move
+    that begins or is cancelled, what a source has left of one that is done.
+    """
+    PreviewMove: _aio.UnaryUnaryMultiCallable[_shard_pb2.PreviewMoveRequest, _shard_pb2.PreviewMoveResponse]  # type: ignore[assignment]
+    """Finds the nearest records of the moving slots, owned or not, for comparing before the switch."""
 
 class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
     """One shard: one Chroma data directory with one writer. The node is dumb and strict: it knows what the
@@ -180,5 +250,106 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_shard_pb2.ListHoldingsResponse], _abc.AsyncIterator[_shard_pb2.ListHoldingsResponse]]:
         """Tells which collections the node holds, so that a lost catalog can be rebuilt."""
+
+    @_abc_1.abstractmethod
+    def ListSlotCounts(
+        self,
+        request: _shard_pb2.ListSlotCountsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_shard_pb2.ListSlotCountsResponse], _abc.AsyncIterator[_shard_pb2.ListSlotCountsResponse]]:
+        """Tells how many records each slot of each collection has, for a planner."""
+
+    @_abc_1.abstractmethod
+    def BeginCapture(
+        self,
+        request: _shard_pb2.BeginCaptureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.BeginCaptureResponse, _abc.Awaitable[_shard_pb2.BeginCaptureResponse]]:
+        """The calls of a move. Each carries the move's token: the node keeps the highest one durably and
+        refuses a lower one with ABORTED and reason STALE_TOKEN. All are idempotent. DESIGN.md, "Moves".
+
+        Source: from here on every record of the moving slots that changes is captured durably.
+        """
+
+    @_abc_1.abstractmethod
+    def ReadMove(
+        self,
+        request: _shard_pb2.ReadMoveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.ReadMoveResponse, _abc.Awaitable[_shard_pb2.ReadMoveResponse]]:
+        """Source: reads the next chunk of the move's stream, in a turn of the single writer."""
+
+    @_abc_1.abstractmethod
+    def FenceSlots(
+        self,
+        request: _shard_pb2.FenceSlotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.FenceSlotsResponse, _abc.Awaitable[_shard_pb2.FenceSlotsResponse]]:
+        """Source: refuses writes to the moving slots from here on (ABORTED, reason SLOTS_FENCED), durably,
+        and reads the rest of the stream in the same turn. A node that begins anew refuses reads of the
+        slots as well. Only an ownership of the fenced epoch or a later one lifts the fence, or
+        EndCapture.
+        """
+
+    @_abc_1.abstractmethod
+    def FenceReads(
+        self,
+        request: _shard_pb2.FenceReadsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.FenceReadsResponse, _abc.Awaitable[_shard_pb2.FenceReadsResponse]]:
+        """Source: refuses reads of the fenced slots too, at once."""
+
+    @_abc_1.abstractmethod
+    def EndCapture(
+        self,
+        request: _shard_pb2.EndCaptureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.EndCaptureResponse, _abc.Awaitable[_shard_pb2.EndCaptureResponse]]:
+        """Source: ends the capture of a move that is cancelled, and lifts its fence."""
+
+    @_abc_1.abstractmethod
+    def BeginArrival(
+        self,
+        request: _shard_pb2.BeginArrivalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.BeginArrivalResponse, _abc.Awaitable[_shard_pb2.BeginArrivalResponse]]:
+        """Target: makes ready for a move, or tells how far it has come."""
+
+    @_abc_1.abstractmethod
+    def ApplyMove(
+        self,
+        request: _shard_pb2.ApplyMoveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.ApplyMoveResponse, _abc.Awaitable[_shard_pb2.ApplyMoveResponse]]:
+        """Target: applies a chunk of the stream, in a turn of the single writer, and compares what it is
+        given to compare. Refused with FAILED_PRECONDITION and reason MOVE_OUT_OF_STEP unless the chunk
+        begins where the node is.
+        """
+
+    @_abc_1.abstractmethod
+    def EndArrival(
+        self,
+        request: _shard_pb2.EndArrivalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.EndArrivalResponse, _abc.Awaitable[_shard_pb2.EndArrivalResponse]]:
+        """Target: forgets how far a move has come; what it has brought stays until it is dropped."""
+
+    @_abc_1.abstractmethod
+    def DropSlots(
+        self,
+        request: _shard_pb2.DropSlotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.DropSlotsResponse, _abc.Awaitable[_shard_pb2.DropSlotsResponse]]:
+        """Deletes records of slots that the node does not own, some at a time: what a target has of a move
+        that begins or is cancelled, what a source has left of one that is done.
+        """
+
+    @_abc_1.abstractmethod
+    def PreviewMove(
+        self,
+        request: _shard_pb2.PreviewMoveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.PreviewMoveResponse, _abc.Awaitable[_shard_pb2.PreviewMoveResponse]]:
+        """Finds the nearest records of the moving slots, owned or not, for comparing before the switch."""
 
 def add_ShardServiceServicer_to_server(servicer: ShardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -42,6 +42,8 @@ class Reason(StrEnum):
     DATABASE_NOT_FOUND = "DATABASE_NOT_FOUND"
     COLLECTION_NOT_FOUND = "COLLECTION_NOT_FOUND"
     RECORD_NOT_FOUND = "RECORD_NOT_FOUND"
+    SHARD_NOT_FOUND = "SHARD_NOT_FOUND"
+    NO_REBALANCE = "NO_REBALANCE"
     # AlreadyExists
     TENANT_EXISTS = "TENANT_EXISTS"
     DATABASE_EXISTS = "DATABASE_EXISTS"
@@ -55,10 +57,20 @@ class Reason(StrEnum):
     CATALOG_BEHIND = "CATALOG_BEHIND"
     CATALOG_UNUSABLE = "CATALOG_UNUSABLE"
     NO_SHARDS = "NO_SHARDS"
+    NO_SUPERVISOR = "NO_SUPERVISOR"
+    LAST_SHARD = "LAST_SHARD"
+    SHARD_IN_USE = "SHARD_IN_USE"
+    NO_ROOM = "NO_ROOM"
+    REBALANCE_RUNNING = "REBALANCE_RUNNING"
+    REBALANCE_ENDED = "REBALANCE_ENDED"
+    MOVE_SWITCHED = "MOVE_SWITCHED"
+    MOVE_OUT_OF_STEP = "MOVE_OUT_OF_STEP"
     # Stale
     STALE_EPOCH = "STALE_EPOCH"
     STALE_BOOT = "STALE_BOOT"
     CONFLICT = "CONFLICT"
+    SLOTS_FENCED = "SLOTS_FENCED"
+    STALE_TOKEN = "STALE_TOKEN"
     # Overloaded
     QUEUE_FULL = "QUEUE_FULL"
     ANSWER_TOO_LARGE = "ANSWER_TOO_LARGE"
@@ -203,6 +215,8 @@ CLASS_BY_REASON: Mapping[Reason, type[ClusterError]] = {
     Reason.DATABASE_NOT_FOUND: NotFound,
     Reason.COLLECTION_NOT_FOUND: NotFound,
     Reason.RECORD_NOT_FOUND: NotFound,
+    Reason.SHARD_NOT_FOUND: NotFound,
+    Reason.NO_REBALANCE: NotFound,
     Reason.TENANT_EXISTS: AlreadyExists,
     Reason.DATABASE_EXISTS: AlreadyExists,
     Reason.COLLECTION_EXISTS: AlreadyExists,
@@ -214,9 +228,19 @@ CLASS_BY_REASON: Mapping[Reason, type[ClusterError]] = {
     Reason.CATALOG_BEHIND: NotAllowed,
     Reason.CATALOG_UNUSABLE: NotAllowed,
     Reason.NO_SHARDS: NotAllowed,
+    Reason.NO_SUPERVISOR: NotAllowed,
+    Reason.LAST_SHARD: NotAllowed,
+    Reason.SHARD_IN_USE: NotAllowed,
+    Reason.NO_ROOM: NotAllowed,
+    Reason.REBALANCE_RUNNING: NotAllowed,
+    Reason.REBALANCE_ENDED: NotAllowed,
+    Reason.MOVE_SWITCHED: NotAllowed,
+    Reason.MOVE_OUT_OF_STEP: NotAllowed,
     Reason.STALE_EPOCH: Stale,
     Reason.STALE_BOOT: Stale,
     Reason.CONFLICT: Stale,
+    Reason.SLOTS_FENCED: Stale,
+    Reason.STALE_TOKEN: Stale,
     Reason.QUEUE_FULL: Overloaded,
     Reason.ANSWER_TOO_LARGE: Overloaded,
     Reason.SHARD_UNAVAILABLE: Unavailable,

@@ -39,6 +39,14 @@ class DatabaseEntry:
     tenant: str
 
 
+class ShardRole(StrEnum):
+    """Whether a shard takes new data."""
+
+    ACTIVE = "active"
+    DRAINING = "draining"
+    """No collection is placed on it; its slots move away, or have gone."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
     """A shard and where its node listens ("HOST:PORT" or "unix:PATH")."""
@@ -46,6 +54,7 @@ class ShardEntry:
     name: str
     address: str
     version: int
+    role: ShardRole = ShardRole.ACTIVE
 
 
 @dataclass(frozen=True, slots=True)
