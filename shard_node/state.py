@@ -132,6 +132,14 @@ class Outcome:
     slots: frozenset[int]
     deleted_slots: tuple[int, ...] = ()  # delete with a condition: one entry per deleted record
     digest: int = 0  # of the whole request
+    at_microseconds: int = 0  # when it was applied, at another shard; 0: now, here
+
+
+class ArrivalCursor(NamedTuple):
+    """How far a move has come once the batch that it is staged with has landed."""
+
+    move: str
+    cursor: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +198,8 @@ class State:
         self._link.close()
 
     @contextmanager
-    def _transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
+    def transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
+        """One transaction on the writer's connection; `durable`: its commit is fsynced."""
         self._link.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         self._link.execute("BEGIN IMMEDIATE")
         try:
@@ -210,11 +219,16 @@ class State:
         rows: Iterable[StagedRow],
         outcomes: Iterable[Outcome],
         at_microseconds: int,
+        arrival: ArrivalCursor | None = None,
     ) -> frozenset[str]:
-        """Prepares one engine call; returns which of its ids exist before it. No fsync."""
-        with self._transaction() as link:
+        """Prepares one engine call; returns which of its ids exist before it. No fsync.
+
+        Outcomes and the arrival's cursor count once the call has landed: the next batch to land
+        would make those of one that never did count too, so that settle() must discard them first.
+        """
+        with self.transaction() as link:
             staged, applied = link.execute("SELECT staged, applied FROM router_batch").fetchone()
-            if staged != applied and self._has_outcomes_after(applied):
+            if staged != applied and self._depends_on_more_than(applied):
                 raise StateBroken(f"batch {staged} was neither applied nor settled ({applied})")
             link.execute("DELETE FROM router_staged")
             link.executemany("INSERT INTO router_staged VALUES (?, ?, ?)", rows)
@@ -226,11 +240,13 @@ class State:
                 "INSERT INTO router_outcome VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     (o.request_id, o.index, collection, staged + 1, o.kind,
-                     _packed(sorted(o.slots)), _packed(o.deleted_slots), at_microseconds,
-                     o.digest)
+                     packed(sorted(o.slots)), packed(o.deleted_slots),
+                     o.at_microseconds or at_microseconds, o.digest)
                     for o in outcomes
                 ),
             )  # fmt: skip
+            if arrival is not None:
+                _stage_cursor(link, arrival, staged + 1, applied)
             existing = link.execute(
                 "SELECT s.id FROM router_staged s CROSS JOIN router_record r"
                 " ON r.collection = ? AND r.id = s.id",
@@ -240,18 +256,27 @@ class State:
 
     def land(self) -> None:
         """Ends a staged group that needs no engine call: its outcomes become durable."""
-        with self._transaction(durable=True) as link:
+        with self.transaction(durable=True) as link:
             link.execute("UPDATE router_batch SET applied = staged")
 
     def settle(self) -> bool:
         """After a refusal, a lost engine or at open: did the last group land? If not, forget it."""
-        with self._transaction() as link:
+        with self.transaction() as link:
             staged, applied = link.execute("SELECT staged, applied FROM router_batch").fetchone()
             link.execute("DELETE FROM router_outcome WHERE batch > ?", (applied,))
+            link.execute(
+                "UPDATE router_arrival SET staged_cursor = NULL, staged_batch = 0"
+                " WHERE staged_batch > ?",
+                (applied,),
+            )
             return bool(staged == applied)
 
-    def _has_outcomes_after(self, batch: int) -> bool:
-        sql = "SELECT 1 FROM router_outcome WHERE batch > ? LIMIT 1"
+    def _depends_on_more_than(self, batch: int) -> bool:
+        """Whether something is stored that counts only once a later batch has landed."""
+        sql = (
+            "SELECT 1 FROM router_outcome WHERE batch > ?1"
+            " UNION ALL SELECT 1 FROM router_arrival WHERE staged_batch > ?1 LIMIT 1"
+        )
         return self._link.execute(sql, (batch,)).fetchone() is not None
 
     # ------------------------------------------------------------------------------ outcomes
@@ -277,7 +302,7 @@ class State:
 
     def prune_outcomes(self, before_microseconds: int, limit: int) -> int:
         """Forgets at most `limit` outcomes older than that; returns how many."""
-        with self._transaction() as link:
+        with self.transaction() as link:
             gone = link.execute(
                 "DELETE FROM router_outcome WHERE (request_id, op_index, collection, batch) IN ("
                 " SELECT request_id, op_index, collection, batch FROM ("
@@ -295,7 +320,7 @@ class State:
 
     def adopt_cluster(self, cluster_id: str) -> None:
         """Durably, and once."""
-        with self._transaction(durable=True) as link:
+        with self.transaction(durable=True) as link:
             link.execute("INSERT INTO router_meta VALUES ('cluster', ?)", (cluster_id,))
 
     def collections(self) -> list[CollectionRow]:
@@ -305,7 +330,7 @@ class State:
 
     def put_collection(self, row: CollectionRow) -> CollectionRow:
         """Stores durably; number 0 takes the next one. Returns what was stored."""
-        with self._transaction(durable=True) as link:
+        with self.transaction(durable=True) as link:
             (number,) = link.execute(
                 "INSERT INTO router_collection VALUES (nullif(?, 0), ?, ?, ?, ?, ?, ?, ?)"
                 " ON CONFLICT(id) DO UPDATE SET physical = excluded.physical,"
@@ -318,7 +343,7 @@ class State:
 
     def purge_records(self, collection: int, limit: int) -> int:
         """Deletes at most `limit` rows of a dropped collection; returns how many there were."""
-        with self._transaction() as link:
+        with self.transaction() as link:
             gone = link.execute(
                 "DELETE FROM router_record WHERE collection = ?1 AND id IN"
                 " (SELECT id FROM router_record WHERE collection = ?1 LIMIT ?2)",
@@ -348,5 +373,21 @@ def unpacked(slots: bytes) -> Sequence[int]:
     return array("H", slots)
 
 
-def _packed(slots: Iterable[int]) -> bytes:
+def packed(slots: Iterable[int]) -> bytes:
+    """The inverse of unpacked."""
     return array("H", slots).tobytes()
+
+
+def _stage_cursor(
+    link: sqlite3.Connection, arrival: ArrivalCursor, batch: int, applied: int
+) -> None:
+    """The cursor that was staged before has landed, or was discarded: it makes room."""
+    kept = link.execute(
+        "UPDATE router_arrival SET"
+        " cursor = CASE WHEN staged_cursor IS NOT NULL AND staged_batch <= :applied"
+        "  THEN staged_cursor ELSE cursor END,"
+        " staged_cursor = :cursor, staged_batch = :batch WHERE move = :move AND ready",
+        {"applied": applied, "batch": batch, **arrival._asdict()},
+    )
+    if kept.rowcount != 1:
+        raise StateBroken(f"no arrival of move {arrival.move} is there to go on")
