@@ -18,11 +18,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from chroma_router.wire.slots import SLOT_COUNT
 
 BUSY_SECONDS = 10.0
+MAX_INTEGER = 2**63 - 1  # that SQLite keeps
 DELETE_OPERATION = 3  # the engine's code in embeddings_queue; add and upsert are 0 and 2
 
 SCHEMA: dict[str, str] = {
@@ -190,7 +191,8 @@ class State:
         self._link.close()
 
     @contextmanager
-    def _transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
+    def transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
+        """Around writes that hold together; durable: they are fsynced when it ends."""
         self._link.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         self._link.execute("BEGIN IMMEDIATE")
         try:
@@ -200,6 +202,10 @@ class State:
             if self._link.in_transaction:  # SQLite itself ends it when the disk is full
                 self._link.execute("ROLLBACK")
             raise
+
+    def rows(self, sql: str, *values: object) -> list[Any]:
+        """What a query finds, read to its end: a read that is left open holds back checkpoints."""
+        return self._link.execute(sql, values).fetchall()
 
     # ------------------------------------------------------------------------------ a group
 
@@ -212,7 +218,7 @@ class State:
         at_microseconds: int,
     ) -> frozenset[str]:
         """Prepares one engine call; returns which of its ids exist before it. No fsync."""
-        with self._transaction() as link:
+        with self.transaction() as link:
             staged, applied = link.execute("SELECT staged, applied FROM router_batch").fetchone()
             if staged != applied and self._has_outcomes_after(applied):
                 raise StateBroken(f"batch {staged} was neither applied nor settled ({applied})")
@@ -240,12 +246,12 @@ class State:
 
     def land(self) -> None:
         """Ends a staged group that needs no engine call: its outcomes become durable."""
-        with self._transaction(durable=True) as link:
+        with self.transaction(durable=True) as link:
             link.execute("UPDATE router_batch SET applied = staged")
 
     def settle(self) -> bool:
         """After a refusal, a lost engine or at open: did the last group land? If not, forget it."""
-        with self._transaction() as link:
+        with self.transaction() as link:
             staged, applied = link.execute("SELECT staged, applied FROM router_batch").fetchone()
             link.execute("DELETE FROM router_outcome WHERE batch > ?", (applied,))
             return bool(staged == applied)
@@ -277,7 +283,7 @@ class State:
 
     def prune_outcomes(self, before_microseconds: int, limit: int) -> int:
         """Forgets at most `limit` outcomes older than that; returns how many."""
-        with self._transaction() as link:
+        with self.transaction() as link:
             gone = link.execute(
                 "DELETE FROM router_outcome WHERE (request_id, op_index, collection, batch) IN ("
                 " SELECT request_id, op_index, collection, batch FROM ("
@@ -288,14 +294,23 @@ class State:
 
     # ------------------------------------------------------------------------------ collections
 
+    def meta(self, key: str) -> str:
+        """What is stored of the shard as a whole under a key; empty if nothing is."""
+        rows = self.rows("SELECT value FROM router_meta WHERE key = ?", key)
+        return str(rows[0][0]) if rows else ""
+
+    def put_meta(self, key: str, value: str) -> None:
+        """Stores that durably."""
+        with self.transaction(durable=True) as link:
+            link.execute("INSERT OR REPLACE INTO router_meta VALUES (?, ?)", (key, value))
+
     def cluster_id(self) -> str:
         """The cluster this directory belongs to; empty if none yet."""
-        row = self._link.execute("SELECT value FROM router_meta WHERE key = 'cluster'").fetchone()
-        return str(row[0]) if row else ""
+        return self.meta("cluster")
 
     def adopt_cluster(self, cluster_id: str) -> None:
         """Durably, and once."""
-        with self._transaction(durable=True) as link:
+        with self.transaction(durable=True) as link:
             link.execute("INSERT INTO router_meta VALUES ('cluster', ?)", (cluster_id,))
 
     def collections(self) -> list[CollectionRow]:
@@ -305,7 +320,7 @@ class State:
 
     def put_collection(self, row: CollectionRow) -> CollectionRow:
         """Stores durably; number 0 takes the next one. Returns what was stored."""
-        with self._transaction(durable=True) as link:
+        with self.transaction(durable=True) as link:
             (number,) = link.execute(
                 "INSERT INTO router_collection VALUES (nullif(?, 0), ?, ?, ?, ?, ?, ?, ?)"
                 " ON CONFLICT(id) DO UPDATE SET physical = excluded.physical,"
@@ -318,7 +333,7 @@ class State:
 
     def purge_records(self, collection: int, limit: int) -> int:
         """Deletes at most `limit` rows of a dropped collection; returns how many there were."""
-        with self._transaction() as link:
+        with self.transaction() as link:
             gone = link.execute(
                 "DELETE FROM router_record WHERE collection = ?1 AND id IN"
                 " (SELECT id FROM router_record WHERE collection = ?1 LIMIT ?2)",
