@@ -26,7 +26,7 @@ from chroma_router.wire.slots import SLOT_BITMAP_BYTES, SLOT_COUNT
 from shard_node import index_bounds, persist_threshold
 from shard_node.engine import Engine, EngineLost, EngineRefused, PhysicalCollection
 from shard_node.holdings import Grant, Holding, Holdings
-from shard_node.state import CollectionRow, State
+from shard_node.state import MAX_INTEGER, CollectionRow, State
 from shard_node.state_thread import in_writer
 
 _log = structlog.get_logger(__name__)
@@ -35,7 +35,6 @@ _T = TypeVar("_T")
 # What the engine lets be changed of a configuration; the rest is fixed with the collection.
 _CHANGEABLE_HNSW = ("ef_search", "num_threads", "batch_size", "resize_factor")
 _PURGED_AT_ONCE = 5000
-_MAX_INTEGER = 2**63 - 1  # of SQLite
 
 # The version of a definition that no engine has described yet.
 _FIRST_VERSION = 1
@@ -281,8 +280,8 @@ def _check_uuid(text: str) -> None:
 
 
 def _check_number(field: str, number: int) -> None:
-    if number > _MAX_INTEGER:
-        raise InvalidRequest(f"{field} {number} is above {_MAX_INTEGER}: no catalog counts so far")
+    if number > MAX_INTEGER:
+        raise InvalidRequest(f"{field} {number} is above {MAX_INTEGER}: no catalog counts so far")
 
 
 def _space(physical: PhysicalCollection) -> str:

@@ -18,11 +18,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from chroma_router.wire.slots import SLOT_COUNT
 
 BUSY_SECONDS = 10.0
+MAX_INTEGER = 2**63 - 1  # that SQLite keeps
 DELETE_OPERATION = 3  # the engine's code in embeddings_queue; add and upsert are 0 and 2
 
 SCHEMA: dict[str, str] = {
@@ -199,7 +200,7 @@ class State:
 
     @contextmanager
     def transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
-        """One transaction on the writer's connection; `durable`: its commit is fsynced."""
+        """Around writes that hold together; durable: they are fsynced when it ends."""
         self._link.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         self._link.execute("BEGIN IMMEDIATE")
         try:
@@ -209,6 +210,10 @@ class State:
             if self._link.in_transaction:  # SQLite itself ends it when the disk is full
                 self._link.execute("ROLLBACK")
             raise
+
+    def rows(self, sql: str, *values: object) -> list[Any]:
+        """What a query finds, read to its end: a read that is left open holds back checkpoints."""
+        return self._link.execute(sql, values).fetchall()
 
     # ------------------------------------------------------------------------------ a group
 
@@ -313,10 +318,19 @@ class State:
 
     # ------------------------------------------------------------------------------ collections
 
+    def meta(self, key: str) -> str:
+        """What is stored of the shard as a whole under a key; empty if nothing is."""
+        rows = self.rows("SELECT value FROM router_meta WHERE key = ?", key)
+        return str(rows[0][0]) if rows else ""
+
+    def put_meta(self, key: str, value: str) -> None:
+        """Stores that durably."""
+        with self.transaction(durable=True) as link:
+            link.execute("INSERT OR REPLACE INTO router_meta VALUES (?, ?)", (key, value))
+
     def cluster_id(self) -> str:
         """The cluster this directory belongs to; empty if none yet."""
-        row = self._link.execute("SELECT value FROM router_meta WHERE key = 'cluster'").fetchone()
-        return str(row[0]) if row else ""
+        return self.meta("cluster")
 
     def adopt_cluster(self, cluster_id: str) -> None:
         """Durably, and once."""
