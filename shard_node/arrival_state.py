@@ -73,7 +73,7 @@ def begin(state: State, move: str, collection: int, slots: frozenset[int]) -> No
         )
 
 
-def unsettle(state: State, collection: int, slots: frozenset[int]) -> None:
+def restart(state: State, collection: int, slots: frozenset[int]) -> None:
     """Before records of the slots are deleted: no arrival has come any way any more."""
     with state.transaction() as link:
         for move in _overlapping(link, collection, slots):

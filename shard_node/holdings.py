@@ -90,6 +90,13 @@ class Holdings:
             raise self.stale(collection_id, epoch)
         return holding, grant
 
+    def given(self, collection_id: str) -> tuple[Holding, Grant]:
+        """The collection and its grant, at whichever epoch, if one was given since the engine
+        began: then the collection is loaded. Raises Stale (STALE_EPOCH) and NotFound."""
+        holding = self.live.get(collection_id)
+        epoch = holding.grant.epoch if holding and holding.grant else 0
+        return self.granted(collection_id, epoch)
+
     @contextmanager
     def read(self, collection_id: str, epoch: int) -> Iterator[None]:
         """Around a read: what the engine says of a collection that is dropped under it (such as

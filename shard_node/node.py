@@ -24,6 +24,8 @@ from shard_node.directory import FORMAT_VERSION, DataDirectory, DirectoryRefused
 from shard_node.engine import RETRY_AFTER_SECONDS, Engine, EngineLost
 from shard_node.grouping import GroupLimits
 from shard_node.holdings import Holdings
+from shard_node.move_target import MoveTarget
+from shard_node.move_token import MoveToken
 from shard_node.ownership import Ownership, load_holdings
 from shard_node.queries import Queries
 from shard_node.reads import Reads
@@ -49,6 +51,7 @@ class Incarnation:
     ownership: Ownership
     reads: Reads
     queries: Queries
+    target: MoveTarget
 
     @property
     def boot_id(self) -> str:
@@ -226,8 +229,13 @@ class Node:
         applier = Applier(committer, limits, settings.queue_operations, settings.queue_bytes)
         reads = Reads(engine, self._index, holdings)
         queries = Queries(self.shard, engine, self._index, holdings, reads)
+        token = await MoveToken.load(self._state, self._writer)
+        target = MoveTarget(
+            engine, self._state, self._writer, holdings, self._index, queries, applier,
+            committer.batches, token, limits,
+        )  # fmt: skip
         self.holdings = holdings
-        return Incarnation(engine, holdings, applier, ownership, reads, queries)
+        return Incarnation(engine, holdings, applier, ownership, reads, queries, target)
 
     def _say(self, *, serving: bool) -> None:
         (self.serving if serving else self.not_serving).set()
