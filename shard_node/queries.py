@@ -51,7 +51,9 @@ class Queries:
 
     async def query(self, request: shard_pb2.ShardQueryRequest) -> shard_pb2.ShardQueryResponse:
         """See the contract."""
-        holding, grant = self._holdings.granted(request.collection_id, request.epoch)
+        holding, grant = self._holdings.readable(
+            request.collection_id, request.epoch, request.filter
+        )
         _check_embeddings(request.embeddings)
         for attempt in range(1, _ATTEMPTS + 1):
             response = await self._attempt(request, last=attempt == _ATTEMPTS)
