@@ -22,9 +22,10 @@ from chroma_router.wire.errors import (
 )
 from chroma_router.wire.request_id import time_of
 from chroma_router.wire.slots import slot_of
+from shard_node import capture_state
 from shard_node.batches import Batch, Batches
 from shard_node.engine import Engine, EngineRefused
-from shard_node.holdings import Holding, Holdings
+from shard_node.holdings import Grant, Holding, Holdings
 from shard_node.operations import ENGINE_ROWS, Kind, Write
 from shard_node.state import Outcome, Remembered, StagedRow, State
 from shard_node.state_thread import in_writer
@@ -81,47 +82,60 @@ class Committer:
             except ClusterError as error:
                 results[position] = refusal(error)
         if allowed:
-            holding = self._holdings.live[group[allowed[0]].collection_id]
-            parts = await self._parts(holding, group, allowed, results)
+            # The group is of one collection at one epoch. Its grant is taken here, once: another
+            # may take effect while it is applied.
+            first = group[allowed[0]]
+            holding, grant = self._holdings.granted(first.collection_id, first.epoch)
+            parts = await self._parts(holding, grant, group, allowed, results)
             await self._apply_parts(holding, parts, results)
         assert all(result is not None for result in results)
         return [result for result in results if result is not None]
 
     async def prune(self) -> None:
-        """Forgets some outcomes that no repeat may ask for any more."""
+        """Forgets some outcomes that no repeat may ask for any more, and some marks of captures
+        that have ended."""
         before = time.time_ns() // 1000 - (self._window_seconds + _CLOCK_SKEW_SECONDS) * 1_000_000
         try:
             await self._in_writer(self._state.prune_outcomes, before, _PRUNED_AT_ONCE)
+            await self._in_writer(capture_state.sweep, self._state, _PRUNED_AT_ONCE)
         except Unavailable as error:
-            _log.warning("old outcomes are not forgotten yet", error=error.message)
+            _log.warning("what is old is not forgotten yet", error=error.message)
 
     # ---------------------------------------------------------------------------- checks
 
     def _check(self, write: Write) -> None:
-        _, grant = self._holdings.granted(write.collection_id, write.epoch)
+        holding, grant = self._holdings.granted(write.collection_id, write.epoch)
+        if holding.row.epoch < grant.epoch:  # the turn that makes it durable has not been
+            why = f"asked to write at epoch {write.epoch}"
+            raise self._holdings.stale_at(write.collection_id, holding.row.epoch, why)
         for record_id, slot in zip(write.ids, write.slots, strict=True):
             if not grant.owned[slot]:
                 raise InternalFailure(
                     f"record {record_id!r} is in slot {slot}, which this shard does not own at"
                     f" epoch {grant.epoch}: it was routed wrongly"
                 )
+        anywhere = write.conditional and not write.ids
+        self._holdings.refuse_fenced(holding, grant, None if anywhere else write.slots)
 
     async def _parts(
         self,
         holding: Holding,
+        grant: Grant,
         group: Sequence[Write],
         allowed: Sequence[int],
         results: list[shard_pb2.OperationResult | None],
     ) -> list[_Part]:
         """Takes out what was applied before under the same identity (invariant 8)."""
         identities = [(group[p].request_id, group[p].index) for p in allowed]
-        known = await self._in_writer(self._state.remembered, holding.row.number, identities)
+        known = await self._in_writer(
+            self._state.remembered, holding.row.number, identities, grant.owned
+        )
         parts: list[_Part] = []
         for position, remembered in zip(allowed, known, strict=True):
             write = group[position]
             rows = [i for i, slot in enumerate(write.slots) if slot not in remembered.slots]
             named = len(write.ids)
-            covers = self._covers(write) - remembered.slots
+            covers = _covers(write, grant) - remembered.slots
             if remembered.digest not in (None, write.digest):
                 results[position] = refusal(
                     InvalidRequest(
@@ -149,14 +163,6 @@ class Committer:
                 left = write if len(rows) == named else write.only(rows)
                 parts.append(_Part(position, left, named, remembered, covers))
         return parts
-
-    def _covers(self, write: Write) -> frozenset[int]:
-        """The slots whose outcome a write makes known: of its ids; of a condition, all owned ones,
-        since what it held for then is not what it may hold for at a repeat."""
-        if not write.conditional:
-            return frozenset(write.slots)
-        _, grant = self._holdings.granted(write.collection_id, write.epoch)
-        return grant.slots
 
     def _too_old(self, write: Write) -> bool:
         made = time_of(write.request_id)
@@ -231,6 +237,12 @@ def refusal(error: ClusterError) -> shard_pb2.OperationResult:
     return shard_pb2.OperationResult(
         refused_reason=error.reason.value, message=error.message, node_epoch=epoch
     )
+
+
+def _covers(write: Write, grant: Grant) -> frozenset[int]:
+    """The slots whose outcome a write makes known: of its ids; of a condition, all owned ones,
+    since what it held for then is not what it may hold for at a repeat."""
+    return grant.slots if write.conditional else frozenset(write.slots)
 
 
 def _in_steps(write: Write) -> bool:

@@ -51,7 +51,9 @@ class Queries:
 
     async def query(self, request: shard_pb2.ShardQueryRequest) -> shard_pb2.ShardQueryResponse:
         """See the contract."""
-        holding, grant = self._holdings.granted(request.collection_id, request.epoch)
+        holding, grant = self._holdings.readable(
+            request.collection_id, request.epoch, request.filter
+        )
         response = await self.nearest(holding, grant, request)
         if self._holdings.granted(request.collection_id, request.epoch)[1] is not grant:
             raise self._holdings.stale(request.collection_id, request.epoch)

@@ -1,16 +1,17 @@
-"""The gRPC face of the node: one method for each call of the contract. Nothing else."""
+"""The gRPC face of the node: the calls of the contract, each handed to whom it is about."""
 
 from collections.abc import AsyncIterator
 
 from chroma_router.v1 import shard_pb2
 from chroma_router.wire.slots import SLOT_BITMAP_BYTES
 from shard_node.answering import Context
+from shard_node.move_service import SourceCalls
 from shard_node.move_target_service import TargetCalls
 from shard_node.node import Node
 from shard_node.stats import StatsReader
 
 
-class ShardService(TargetCalls):
+class ShardService(SourceCalls, TargetCalls):
     """The contract's ShardService over one Node."""
 
     def __init__(self, node: Node, stats: StatsReader) -> None:
@@ -27,7 +28,8 @@ class ShardService(TargetCalls):
     ) -> shard_pb2.SetOwnershipResponse:
         async def work() -> shard_pb2.SetOwnershipResponse:
             now = self._node.incarnation()
-            return await now.applier.turn(lambda: now.ownership.set(request))
+            now.ownership.set_at_once(request)
+            return await now.applier.turn(lambda: now.ownership.set(request), urgent=True)
 
         return await self._answer(context, work())
 
@@ -93,6 +95,17 @@ class ShardService(TargetCalls):
     ) -> AsyncIterator[shard_pb2.ListHoldingsResponse]:
         for holding in await self._answer(context, _holdings(self._node)):
             yield holding
+
+    async def ListSlotCounts(
+        self, request: shard_pb2.ListSlotCountsRequest, context: Context
+    ) -> AsyncIterator[shard_pb2.ListSlotCountsResponse]:
+        for collection_id in await self._answer(context, self._collections()):
+            counts = self._node.incarnation().slot_counts.read(collection_id)
+            if (answer := await self._answer(context, counts)) is not None:
+                yield answer
+
+    async def _collections(self) -> list[str]:
+        return list(self._node.incarnation().holdings.live)
 
 
 async def _holdings(node: Node) -> list[shard_pb2.ListHoldingsResponse]:

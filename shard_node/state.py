@@ -24,6 +24,7 @@ from chroma_router.wire.slots import SLOT_COUNT
 
 BUSY_SECONDS = 10.0
 MAX_INTEGER = 2**63 - 1  # that SQLite keeps
+EVERY_SLOT = b"\1" * SLOT_COUNT
 DELETE_OPERATION = 3  # the engine's code in embeddings_queue; add and upsert are 0 and 2
 
 SCHEMA: dict[str, str] = {
@@ -76,9 +77,10 @@ BEGIN UPDATE router_batch SET applied = staged WHERE one = 1; END""",
     # gives out again: other records, of any collection, would have them as their own metadata.
     "router_array_delete": """CREATE TRIGGER router_array_delete AFTER DELETE ON embeddings
 BEGIN DELETE FROM embedding_metadata_array WHERE id = OLD.id; END""",
-    # Moves (shard_node/move_state.py). Source: which slots are captured, and which of their records
-    # have changed since, in which batch; a fence outlives its capture. Target: how far a move has
-    # come; `staged_cursor` counts once the batch `staged_batch` is applied.
+    # Moves. Source (shard_node/capture_state.py): which slots are captured, and which of their
+    # records have changed since, in which batch; a fence outlives its capture. Target
+    # (arrival_state.py): how far a move has come; `staged_cursor` counts once the batch
+    # `staged_batch` is applied.
     "router_capture": """CREATE TABLE router_capture(
   move TEXT PRIMARY KEY, collection INTEGER NOT NULL, capture TEXT NOT NULL, slots BLOB NOT NULL
   ) WITHOUT ROWID""",
@@ -287,12 +289,13 @@ class State:
     # ------------------------------------------------------------------------------ outcomes
 
     def remembered(
-        self, collection: int, identities: Sequence[tuple[str, int]]
+        self, collection: int, identities: Sequence[tuple[str, int]], owned: bytes = EVERY_SLOT
     ) -> list[Remembered]:
-        """What is known of each (request id, index)."""
-        return [self._remembered(collection, *identity) for identity in identities]
+        """What is known of each (request id, index); of deleted records, those of slots that are
+        owned: the others' are told by the shard that owns them now."""
+        return [self._remembered(collection, *identity, owned) for identity in identities]
 
-    def _remembered(self, collection: int, request_id: str, index: int) -> Remembered:
+    def _remembered(self, collection: int, request_id: str, index: int, owned: bytes) -> Remembered:
         rows = self._link.execute(
             "SELECT collection, slots, deleted_slots, digest FROM router_outcome"
             " WHERE request_id = ? AND op_index = ?",
@@ -301,7 +304,7 @@ class State:
         mine = [(slots, deleted) for number, slots, deleted, _ in rows if number == collection]
         return Remembered(
             frozenset(slot for slots, _ in mine for slot in unpacked(slots)),
-            sum(len(unpacked(deleted)) for _, deleted in mine),
+            sum(count_owned(deleted, owned) for _, deleted in mine),
             rows[0][3] if rows else None,
         )
 
@@ -345,14 +348,19 @@ class State:
     def put_collection(self, row: CollectionRow) -> CollectionRow:
         """Stores durably; number 0 takes the next one. Returns what was stored."""
         with self.transaction(durable=True) as link:
-            (number,) = link.execute(
-                "INSERT INTO router_collection VALUES (nullif(?, 0), ?, ?, ?, ?, ?, ?, ?)"
-                " ON CONFLICT(id) DO UPDATE SET physical = excluded.physical,"
-                " epoch = excluded.epoch, owned = excluded.owned, definition = excluded.definition,"
-                " definition_version = excluded.definition_version, dropped = excluded.dropped"
-                " RETURNING number",
-                astuple(row),
-            ).fetchone()
+            return self.put_row(link, row)
+
+    @staticmethod
+    def put_row(link: sqlite3.Connection, row: CollectionRow) -> CollectionRow:
+        """As put_collection, within a transaction that stores more."""
+        (number,) = link.execute(
+            "INSERT INTO router_collection VALUES (nullif(?, 0), ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT(id) DO UPDATE SET physical = excluded.physical,"
+            " epoch = excluded.epoch, owned = excluded.owned, definition = excluded.definition,"
+            " definition_version = excluded.definition_version, dropped = excluded.dropped"
+            " RETURNING number",
+            astuple(row),
+        ).fetchone()
         return replace(row, number=number)
 
     def purge_records(self, collection: int, limit: int) -> int:
@@ -390,6 +398,11 @@ def unpacked(slots: bytes) -> Sequence[int]:
 def packed(slots: Iterable[int]) -> bytes:
     """The inverse of unpacked."""
     return array("H", slots).tobytes()
+
+
+def count_owned(slots: bytes, owned: bytes) -> int:
+    """How many slots of an outcome's blob are owned: `owned` has 1 or 0 for each slot."""
+    return sum(map(owned.__getitem__, unpacked(slots)))
 
 
 def _stage_cursor(
