@@ -23,6 +23,7 @@ from chroma_router.wire.errors import (
 from chroma_router.wire.request_id import time_of
 from chroma_router.wire.slots import slot_of
 from shard_node import capture_state
+from shard_node.batches import Batch, Batches
 from shard_node.engine import Engine, EngineRefused
 from shard_node.holdings import Grant, Holding, Holdings
 from shard_node.operations import ENGINE_ROWS, Kind, Write
@@ -48,17 +49,8 @@ class _Part:
     covers: frozenset[int]  # the slots whose outcome this application makes known
 
 
-@dataclass(frozen=True, slots=True)
-class _Staged:
-    """A group that is staged, and of which it is not known yet whether it landed."""
-
-    holding: Holding
-    kind: Kind
-    changed: Sequence[StagedRow]
-
-
 class Committer:
-    """Applies groups. `engine_seconds` sums what the engine took."""
+    """Applies groups, by way of `batches`."""
 
     def __init__(
         self,
@@ -71,12 +63,16 @@ class Committer:
         self._engine, self._state, self._writer = engine, state, writer
         self._holdings = holdings
         self._window_seconds = retry_window_seconds
-        self._staged: _Staged | None = None
-        self.engine_seconds = 0.0
+        self.batches = Batches(engine, state, writer, holdings)
+
+    @property
+    def engine_seconds(self) -> float:
+        """How long the engine has worked on batches, all told."""
+        return self.batches.engine_seconds
 
     async def apply(self, group: Sequence[Write]) -> list[shard_pb2.OperationResult]:
         """What became of each write of a group (see grouping.take). Raises Unavailable."""
-        await self.settle()
+        await self.batches.settle()
         results: list[shard_pb2.OperationResult | None] = [None] * len(group)
         allowed: list[int] = []
         for position, write in enumerate(group):
@@ -94,12 +90,6 @@ class Committer:
             await self._apply_parts(holding, parts, results)
         assert all(result is not None for result in results)
         return [result for result in results if result is not None]
-
-    async def settle(self) -> None:
-        """Before anything that goes by the state: the group before may not have been settled, when
-        the state was not to be had as it ended."""
-        if self._staged is not None:
-            await self._settle()
 
     async def prune(self) -> None:
         """Forgets some outcomes that no repeat may ask for any more, and some marks of captures
@@ -231,60 +221,11 @@ class Committer:
         part.write = _of(write, rows)
 
     async def _commit(self, holding: Holding, parts: Sequence[_Part]) -> None:
-        """Stages the parts and has the engine apply them. Raises EngineRefused: none landed."""
-        kind = parts[0].write.kind
+        """Commits the parts as one batch. Raises EngineRefused: none landed."""
         rows = [row for part in parts for row in _staged_rows(part.write)]
+        records = [record for part in parts for record in part.write.records]
         outcomes = [_outcome(part) for part in parts]
-        existing = await self._in_writer(
-            self._state.stage, holding.row.number, holding.physical, rows, outcomes,
-            time.time_ns() // 1000,
-        )  # fmt: skip
-        changed = [row for row in rows if (row.id in existing) is (kind is Kind.DELETE)]
-        self._staged = _Staged(holding, kind, changed)
-        if kind is Kind.DELETE and not changed:
-            await self._in_writer(self._state.land)
-        else:
-            await self._call_engine(holding, kind, parts, changed)
-        self._landed()
-
-    async def _settle(self) -> bool:
-        """Whether the staged group landed, as the state has it; if not, nothing is left of it."""
-        landed = await self._in_writer(self._state.settle)
-        if landed:
-            self._landed()
-        self._staged = None
-        return landed
-
-    def _landed(self) -> None:
-        """Counts what the staged group changed, once."""
-        staged, self._staged = self._staged, None
-        if staged is None:
-            return
-        if staged.kind is Kind.DELETE:
-            staged.holding.add((row.slot for row in staged.changed), -1)
-        elif staged.kind is not Kind.UPDATE:
-            staged.holding.add((row.slot for row in staged.changed), 1)
-            highest = max((row.sequence for row in staged.changed), default=0)
-            self._holdings.high_sequence = max(self._holdings.high_sequence, highest)
-
-    async def _call_engine(
-        self, holding: Holding, kind: Kind, parts: Sequence[_Part], changed: Sequence[StagedRow]
-    ) -> None:
-        began = time.perf_counter()
-        try:
-            if kind is Kind.DELETE:
-                await self._engine.write("delete", holding.physical, [row.id for row in changed])
-            else:
-                ids, columns = _columns(parts)
-                await self._engine.write(kind.name.lower(), holding.physical, ids, *columns)
-        except EngineRefused as refused:
-            if not await self._settle():
-                raise
-            # An error after the engine's queue commit: the records are in the queue, the engine
-            # takes them from there, and the state has them. For plain Chroma this is ambiguous.
-            _log.warning("engine refused what it had committed", error=str(refused))
-        finally:
-            self.engine_seconds += time.perf_counter() - began
+        await self.batches.commit(Batch(holding, parts[0].write.kind, rows, records, outcomes))
 
     async def _in_writer(self, work: Callable[..., _T], *arguments: object) -> _T:
         return await in_writer(self._writer, work, *arguments)
@@ -329,14 +270,3 @@ def _outcome(part: _Part) -> Outcome:
     write = part.write
     deleted = tuple(write.slots) if write.conditional else ()
     return Outcome(write.request_id, write.index, write.kind, part.covers, deleted, write.digest)
-
-
-def _columns(parts: Sequence[_Part]) -> tuple[list[str], tuple[list[object], ...]]:
-    """The ids, and the engine's columns: embeddings, metadatas, documents, uris."""
-    records = [record for part in parts for record in part.write.records]
-    return [record.id for record in records], (
-        [record.embedding for record in records],
-        [record.metadata for record in records],
-        [record.document for record in records],
-        [record.uri for record in records],
-    )

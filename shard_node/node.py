@@ -27,6 +27,7 @@ from shard_node.grouping import GroupLimits
 from shard_node.holdings import Holdings
 from shard_node.move_source import MoveSource
 from shard_node.move_stream import MoveStream
+from shard_node.move_target import MoveTarget
 from shard_node.move_token import MoveToken
 from shard_node.ownership import Ownership, load_holdings
 from shard_node.queries import Queries
@@ -55,6 +56,7 @@ class Incarnation:
     reads: Reads
     queries: Queries
     source: MoveSource
+    target: MoveTarget
     slot_counts: SlotCounts
 
     @property
@@ -245,11 +247,17 @@ class Node:
         queries = Queries(self.shard, engine, self._index, holdings, reads)
         token = await MoveToken.load(self._state, self._writer)
         stream = MoveStream(engine, self._state, self._writer, self._index)
-        source = MoveSource(self._state, self._writer, holdings, token, stream, committer.settle)
+        source = MoveSource(
+            self._state, self._writer, holdings, token, stream, committer.batches.settle
+        )
+        target = MoveTarget(
+            engine, self._state, self._writer, holdings, self._index, queries, applier,
+            committer.batches, token, limits,
+        )  # fmt: skip
         slot_counts = SlotCounts(holdings, self._index, reads)
         self.holdings = holdings
         return Incarnation(
-            engine, holdings, applier, ownership, reads, queries, source, slot_counts
+            engine, holdings, applier, ownership, reads, queries, source, target, slot_counts
         )
 
     def _say(self, *, serving: bool) -> None:

@@ -40,6 +40,10 @@ class RecordIndex:
         """Runs other read work, such as packing an answer, on the same bounded threads."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
+    async def look(self, work: Callable[..., _T], *arguments: object) -> _T:
+        """Runs `work(connection, *arguments)` on a read-only connection: one short look-up."""
+        return await self.run(self._look, work, *arguments)
+
     async def page(
         self,
         collection: int,
@@ -68,6 +72,9 @@ class RecordIndex:
     async def dimensions(self) -> dict[str, int]:
         """The dimension of each physical collection that has had a record."""
         return await self.run(self._dimensions)
+
+    def _look(self, work: Callable[..., _T], *arguments: object) -> _T:
+        return work(self._link(), *arguments)
 
     def _page(
         self, collection: int, after: Key | None, limit: int, keep: Keep | None, order: Order

@@ -14,13 +14,15 @@ under way: two writers at once could meet SQLite's WAL-reset race.
 
 import sqlite3
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from chroma_router.wire.slots import SLOT_COUNT
+
+_T = TypeVar("_T")
 
 BUSY_SECONDS = 10.0
 MAX_INTEGER = 2**63 - 1  # that SQLite keeps
@@ -135,6 +137,14 @@ class Outcome:
     slots: frozenset[int]
     deleted_slots: tuple[int, ...] = ()  # delete with a condition: one entry per deleted record
     digest: int = 0  # of the whole request
+    at_microseconds: int = 0  # when it was applied, at another shard; 0: now, here
+
+
+class ArrivalCursor(NamedTuple):
+    """How far a move has come once the batch that it is staged with has landed."""
+
+    move: str
+    cursor: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +219,10 @@ class State:
         """What a query finds, read to its end: a read that is left open holds back checkpoints."""
         return self._link.execute(sql, values).fetchall()
 
+    def look(self, work: Callable[..., _T], *values: object) -> _T:
+        """As RecordIndex.look, where the writer itself looks."""
+        return work(self._link, *values)
+
     # ------------------------------------------------------------------------------ a group
 
     def stage(
@@ -218,11 +232,16 @@ class State:
         rows: Iterable[StagedRow],
         outcomes: Iterable[Outcome],
         at_microseconds: int,
+        arrival: ArrivalCursor | None = None,
     ) -> frozenset[str]:
-        """Prepares one engine call; returns which of its ids exist before it. No fsync."""
+        """Prepares one engine call; returns which of its ids exist before it. No fsync.
+
+        Outcomes and the arrival's cursor count once the call has landed: the next batch to land
+        would make those of one that never did count too, so that settle() must discard them first.
+        """
         with self.transaction() as link:
             staged, applied = link.execute("SELECT staged, applied FROM router_batch").fetchone()
-            if staged != applied and self._has_outcomes_after(applied):
+            if staged != applied and self._depends_on_more_than(applied):
                 raise StateBroken(f"batch {staged} was neither applied nor settled ({applied})")
             link.execute("DELETE FROM router_staged")
             link.executemany("INSERT INTO router_staged VALUES (?, ?, ?)", rows)
@@ -234,11 +253,13 @@ class State:
                 "INSERT INTO router_outcome VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     (o.request_id, o.index, collection, staged + 1, o.kind,
-                     _packed(sorted(o.slots)), _packed(o.deleted_slots), at_microseconds,
-                     o.digest)
+                     packed(sorted(o.slots)), packed(o.deleted_slots),
+                     o.at_microseconds or at_microseconds, o.digest)
                     for o in outcomes
                 ),
             )  # fmt: skip
+            if arrival is not None:
+                _stage_cursor(link, arrival, staged + 1, applied)
             existing = link.execute(
                 "SELECT s.id FROM router_staged s CROSS JOIN router_record r"
                 " ON r.collection = ? AND r.id = s.id",
@@ -256,10 +277,19 @@ class State:
         with self.transaction() as link:
             staged, applied = link.execute("SELECT staged, applied FROM router_batch").fetchone()
             link.execute("DELETE FROM router_outcome WHERE batch > ?", (applied,))
+            link.execute(
+                "UPDATE router_arrival SET staged_cursor = NULL, staged_batch = 0"
+                " WHERE staged_batch > ?",
+                (applied,),
+            )
             return bool(staged == applied)
 
-    def _has_outcomes_after(self, batch: int) -> bool:
-        sql = "SELECT 1 FROM router_outcome WHERE batch > ? LIMIT 1"
+    def _depends_on_more_than(self, batch: int) -> bool:
+        """Whether something is stored that counts only once a later batch has landed."""
+        sql = (
+            "SELECT 1 FROM router_outcome WHERE batch > ?1"
+            " UNION ALL SELECT 1 FROM router_arrival WHERE staged_batch > ?1 LIMIT 1"
+        )
         return self._link.execute(sql, (batch,)).fetchone() is not None
 
     # ------------------------------------------------------------------------------ outcomes
@@ -376,5 +406,21 @@ def count_owned(slots: bytes, owned: bytes) -> int:
     return sum(map(owned.__getitem__, unpacked(slots)))
 
 
-def _packed(slots: Iterable[int]) -> bytes:
+def packed(slots: Iterable[int]) -> bytes:
+    """The inverse of unpacked."""
     return array("H", slots).tobytes()
+
+
+def _stage_cursor(
+    link: sqlite3.Connection, arrival: ArrivalCursor, batch: int, applied: int
+) -> None:
+    """The cursor that was staged before has landed, or was discarded: it makes room."""
+    kept = link.execute(
+        "UPDATE router_arrival SET"
+        " cursor = CASE WHEN staged_cursor IS NOT NULL AND staged_batch <= :applied"
+        "  THEN staged_cursor ELSE cursor END,"
+        " staged_cursor = :cursor, staged_batch = :batch WHERE move = :move AND ready",
+        {"applied": applied, "batch": batch, **arrival._asdict()},
+    )
+    if kept.rowcount != 1:
+        raise StateBroken(f"no arrival of move {arrival.move} is there to go on")
