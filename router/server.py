@@ -107,7 +107,8 @@ async def _serve(
     reaper = Reaper(catalog, cluster, tasks)
     try:
         await cluster.check_catalog()
-        directory = Directory(catalog, cluster)
+        cluster.watch()
+        directory = Directory(catalog, cluster, tasks)
         await reaper.resume()
         writes = WritePath(catalog, cluster, directory, clock, tasks)
         reads = RecordReads(directory, ReadPath(cluster, directory), limits)
