@@ -128,7 +128,6 @@ async def _serve(
             ),
             CatalogService(
                 catalog,
-                cluster,
                 directory,
                 reaper,
                 tasks,
