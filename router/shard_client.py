@@ -22,6 +22,7 @@ from chroma_router.wire.errors import (
 from chroma_router.wire.status import carries_details, from_rpc_error
 from chroma_router.wire.version import PROTOCOL_VERSION, VERSION
 from router.core.sequence import SequenceClock
+from router.shard_moves import ShardMoves
 
 MAX_MESSAGE_BYTES = 64 << 20
 """The largest message between router and node, and between router and client."""
@@ -46,7 +47,6 @@ CHANNEL_OPTIONS = (
     ("grpc.enable_retries", 0),
 )
 
-_Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response", bound=Message)
 
 
@@ -60,6 +60,7 @@ class ShardClient:
         self._clock = clock
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub = shard_pb2_grpc.ShardServiceStub(self._channel)
+        self.moves = ShardMoves(self._stub, self._call)
 
     async def close(self) -> None:
         """Ends the channel; calls under way fail."""
@@ -140,10 +141,18 @@ class ShardClient:
         except grpc.aio.AioRpcError as error:
             raise self._translated(error) from None
 
+    async def slot_counts(self, timeout: float) -> list[shard_pb2.ListSlotCountsResponse]:
+        """How many records each slot of each collection has on the node, owned or not."""
+        request = shard_pb2.ListSlotCountsRequest()
+        try:
+            return [counts async for counts in self._stub.ListSlotCounts(request, timeout=timeout)]
+        except grpc.aio.AioRpcError as error:
+            raise self._translated(error) from None
+
     async def _call(
         self,
         method: Callable[..., Awaitable[_Response]],
-        request: _Request,
+        request: Message,
         timeout: float,
     ) -> _Response:
         try:
