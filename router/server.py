@@ -127,7 +127,6 @@ async def _serve(
             ),
             CatalogService(
                 catalog,
-                cluster,
                 directory,
                 reaper,
                 tasks,
