@@ -144,5 +144,3 @@ def _missing(shard: Shard, error: ClusterError) -> ClusterError:
         metadata={"shard": shard.name},
         retry_after=error.retry_after or 1.0,
     )
-
-

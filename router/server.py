@@ -64,9 +64,9 @@ async def serve(
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains and returns.
 
-    `shards` are names and addresses to add to the catalog or to change there; `ready` is called
-    with the address and the number of shards once calls are answered. Raises ClusterError when it
-    cannot start: catalog unreadable or behind a node, port in use.
+    `shards` are names and addresses, for a new catalog or to change there; `ready` is called with
+    the address and the number of shards once calls are answered. Raises ClusterError when it cannot
+    start: catalog unreadable or behind a node, port in use.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -84,11 +84,19 @@ async def serve(
 
 
 async def _register(catalog: Catalog, shards: Sequence[tuple[str, str]]) -> None:
-    """Writes the shards that were named at start into the catalog."""
+    """Takes the shards that were named at start: all of them into a catalog that has none.
+
+    Later only addresses are taken from here: what is started with the same words again must not
+    bring back a shard that was removed, nor add one that nobody asked for.
+    """
+    if not shards or await catalog.add_first_shards(shards):
+        return
     known = {entry.name: entry for entry in await catalog.shards()}
     for name, address in shards:
         if name not in known:
-            await catalog.add_shard(name, address)
+            log.warning(
+                "shard_not_known", shard=name, mend=f"chroma-router shards add {name} {address}"
+            )
         elif known[name].address != address:
             await catalog.set_shard_address(known[name], address)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from chroma_router.v1 import cluster_pb2
 from router.catalog import MoveRow
 from router.core.move import Move, Stage
-from router.core.planner import SECONDS_PER_MOVE, CollectionLoad, PlannedMove, Share, ShardLoad
+from router.core.planner import SECONDS_PER_MOVE, CollectionLoad, PlannedMove, ShardLoad, Share
 from router.core.rebalance import MoveProgress, Rebalance, RebalanceKind, RebalanceState
 
 UNMEASURED_RATE = 1500.0
@@ -17,12 +17,12 @@ UNMEASURED_RATE = 1500.0
 NOT_KNOWN = -1.0
 """seconds_left, where it is not known."""
 
-_KINDS: Mapping[RebalanceKind, "cluster_pb2.RebalanceKind.ValueType"] = {
+_KINDS: Mapping[RebalanceKind, cluster_pb2.RebalanceKind] = {
     RebalanceKind.BALANCE: cluster_pb2.REBALANCE_KIND_BALANCE,
     RebalanceKind.DRAIN: cluster_pb2.REBALANCE_KIND_DRAIN,
     RebalanceKind.PLACE: cluster_pb2.REBALANCE_KIND_PLACE,
 }
-_STATES: Mapping[RebalanceState, "cluster_pb2.RebalanceState.ValueType"] = {
+_STATES: Mapping[RebalanceState, cluster_pb2.RebalanceState] = {
     RebalanceState.RUNNING: cluster_pb2.REBALANCE_STATE_RUNNING,
     RebalanceState.PAUSED: cluster_pb2.REBALANCE_STATE_PAUSED,
     RebalanceState.CANCELLING: cluster_pb2.REBALANCE_STATE_CANCELLING,
@@ -30,7 +30,7 @@ _STATES: Mapping[RebalanceState, "cluster_pb2.RebalanceState.ValueType"] = {
     RebalanceState.CANCELLED: cluster_pb2.REBALANCE_STATE_CANCELLED,
     RebalanceState.FAILED: cluster_pb2.REBALANCE_STATE_FAILED,
 }
-_STAGES: Mapping[Stage, "cluster_pb2.MoveStage.ValueType"] = {
+_STAGES: Mapping[Stage, cluster_pb2.MoveStage] = {
     Stage.PLANNED: cluster_pb2.MOVE_STAGE_PLANNED,
     Stage.COPYING: cluster_pb2.MOVE_STAGE_COPYING,
     Stage.CATCHING_UP: cluster_pb2.MOVE_STAGE_CATCHING_UP,

@@ -1,4 +1,4 @@
-"""How shards are, as the contract says it: what each tells of itself, what the catalog says of it."""
+"""How shards are, as the contract says it: what they tell, and what the catalog says of them."""
 
 import asyncio
 from collections import Counter
@@ -10,7 +10,7 @@ from router.cluster import Cluster, Shard
 from router.core.model import CollectionEntry, ShardRole
 from router.loads import LastHeard
 
-ROLES: Mapping[ShardRole, "cluster_pb2.ShardRole.ValueType"] = {
+ROLES: Mapping[ShardRole, cluster_pb2.ShardRole] = {
     ShardRole.ACTIVE: cluster_pb2.SHARD_ROLE_ACTIVE,
     ShardRole.DRAINING: cluster_pb2.SHARD_ROLE_DRAINING,
 }
