@@ -44,7 +44,8 @@ from router.service.gates import IDLE_SECONDS, Gate
 from router.service.handlers import ANSWER_MARGIN, fresh_id
 from router.service.records import RecordService
 from router.service.streams import Stream
-from router.write_path import Write, WritePath
+from router.write_course import Write
+from router.write_path import WritePath
 
 log = structlog.get_logger(__name__)
 

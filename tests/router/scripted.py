@@ -27,7 +27,8 @@ from router.core.sequence import SequenceClock
 from router.core.slot_map import SlotMap
 from router.directory import Directory
 from router.settings import RouterSettings
-from router.write_path import Write, WritePath
+from router.write_course import Write
+from router.write_path import WritePath
 from tests.router.catalog.helpers import new
 
 Step = ClusterError | Callable[[Any], Awaitable[Any]]
@@ -49,6 +50,7 @@ class ScriptedShard(shard_pb2_grpc.ShardServiceServicer):
         self.epochs: dict[str, int] = {}
         self.applied: list[shard_pb2.Operation] = []
         self.holdings: list[shard_pb2.ListHoldingsResponse] = []
+        self.slot_counts: list[shard_pb2.ListSlotCountsResponse] = []
         self.schema_json = ""
         self.seen: list[tuple[str, Any]] = []
         self.steps: dict[str, deque[Step]] = defaultdict(deque)
@@ -183,6 +185,60 @@ class ScriptedShard(shard_pb2_grpc.ShardServiceServicer):
         for holding in self.holdings:
             yield holding
 
+    # ------------------------------------------------- moves: a script, or an empty answer
+
+    async def ListSlotCounts(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
+        for counts in self.slot_counts:
+            yield counts
+
+    async def BeginCapture(self, request: Any, context: Any) -> Any:
+        return await self._play(
+            "BeginCapture", request, context, _empty(shard_pb2.BeginCaptureResponse)
+        )
+
+    async def ReadMove(self, request: Any, context: Any) -> Any:
+        return await self._play("ReadMove", request, context, _empty(shard_pb2.ReadMoveResponse))
+
+    async def FenceSlots(self, request: Any, context: Any) -> Any:
+        return await self._play(
+            "FenceSlots", request, context, _empty(shard_pb2.FenceSlotsResponse)
+        )
+
+    async def FenceReads(self, request: Any, context: Any) -> Any:
+        return await self._play(
+            "FenceReads", request, context, _empty(shard_pb2.FenceReadsResponse)
+        )
+
+    async def EndCapture(self, request: Any, context: Any) -> Any:
+        return await self._play(
+            "EndCapture", request, context, _empty(shard_pb2.EndCaptureResponse)
+        )
+
+    async def BeginArrival(self, request: Any, context: Any) -> Any:
+        return await self._play(
+            "BeginArrival", request, context, _empty(shard_pb2.BeginArrivalResponse)
+        )
+
+    async def ApplyMove(self, request: Any, context: Any) -> Any:
+        return await self._play("ApplyMove", request, context, _empty(shard_pb2.ApplyMoveResponse))
+
+    async def EndArrival(self, request: Any, context: Any) -> Any:
+        return await self._play(
+            "EndArrival", request, context, _empty(shard_pb2.EndArrivalResponse)
+        )
+
+    async def DropSlots(self, request: Any, context: Any) -> Any:
+        return await self._play("DropSlots", request, context, _empty(shard_pb2.DropSlotsResponse))
+
+    async def PreviewMove(self, request: Any, context: Any) -> Any:
+        return await self._play(
+            "PreviewMove", request, context, _empty(shard_pb2.PreviewMoveResponse)
+        )
+
+
+def _empty(kind: Callable[[], Any]) -> Callable[[Any], Any]:
+    return lambda _request: kind()
+
 
 def refuse(reason: Reason, epoch: int = 0) -> Step:
     """Apply: every operation of the group refused by itself."""
@@ -260,7 +316,7 @@ async def rig(path: Path, number: int = 2, **settings: Any) -> AsyncIterator[Rig
             clock = SequenceClock()
             cluster = Cluster(catalog, RouterSettings(**settings), clock, tasks)
             cluster.connect(await catalog.shards())
-            directory = Directory(catalog, cluster)
+            directory = Directory(catalog, cluster, tasks)
             writes = WritePath(catalog, cluster, directory, clock, tasks)
             try:
                 yield Rig(catalog, cluster, directory, writes, shards)

@@ -1,14 +1,16 @@
 """A router for the tests of commands: it answers by a script and keeps what it was asked."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 
-from chroma_router.v1 import catalog_pb2, catalog_pb2_grpc, cluster_pb2, cluster_pb2_grpc
+from chroma_router.v1 import catalog_pb2, cluster_pb2
 from chroma_router.wire.errors import ClusterError
 from chroma_router.wire.status import grpc_status, status_metadata
 
@@ -16,7 +18,7 @@ Answer = Any
 """A message, or the ClusterError that the call ends with."""
 
 
-class ScriptedRouter(cluster_pb2_grpc.ClusterServiceServicer):
+class ScriptedRouter:
     """Each method gives the answers of its script in turn, the last one for ever."""
 
     def __init__(self) -> None:
@@ -28,7 +30,7 @@ class ScriptedRouter(cluster_pb2_grpc.ClusterServiceServicer):
         """Sets what a method answers."""
         self._answers[method] = deque(answers)
 
-    def play(self, method: str, request: Any, context: grpc.ServicerContext) -> Any:
+    def play(self, method: str, request: Any, context: grpc.ServicerContext) -> Message:
         """The next answer of a method."""
         self.asked.append(request)
         answers = self._answers[method]
@@ -37,26 +39,25 @@ class ScriptedRouter(cluster_pb2_grpc.ClusterServiceServicer):
             # Synchronous servers take details from here, and only then abort.
             context.set_trailing_metadata(status_metadata(answer))
             context.abort(grpc_status(answer), answer.message)
+        assert isinstance(answer, Message)
         return answer
 
 
-def _method(name: str) -> Callable[..., Any]:
-    return lambda self, request, context: self.play(name, request, context)
-
-
-for _name in cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"].methods_by_name:
-    setattr(ScriptedRouter, _name, _method(_name))
-
-
-class _Catalog(catalog_pb2_grpc.CatalogServiceServicer):
-    def __init__(self, router: ScriptedRouter) -> None:
-        self._router = router
-
-    def ListCollections(self, request: Any, context: Any) -> catalog_pb2.ListCollectionsResponse:
-        answer: catalog_pb2.ListCollectionsResponse = self._router.play(
-            "ListCollections", request, context
+def _handlers(router: ScriptedRouter) -> Iterator[grpc.GenericRpcHandler]:
+    """The methods of the services that these commands ask."""
+    for file, name in ((cluster_pb2, "ClusterService"), (catalog_pb2, "CatalogService")):
+        service = file.DESCRIPTOR.services_by_name[name]
+        yield grpc.method_handlers_generic_handler(
+            service.full_name,
+            {
+                method.name: grpc.unary_unary_rpc_method_handler(
+                    partial(router.play, method.name),
+                    request_deserializer=method.input_type._concrete_class.FromString,
+                    response_serializer=method.output_type._concrete_class.SerializeToString,
+                )
+                for method in service.methods
+            },
         )
-        return answer
 
 
 @contextmanager
@@ -64,8 +65,7 @@ def scripted_router() -> Iterator[ScriptedRouter]:
     """A router in a thread of this process, on a free port."""
     router = ScriptedRouter()
     server = grpc.server(ThreadPoolExecutor(2), options=(("grpc.so_reuseport", 0),))
-    cluster_pb2_grpc.add_ClusterServiceServicer_to_server(router, server)
-    catalog_pb2_grpc.add_CatalogServiceServicer_to_server(_Catalog(router), server)
+    server.add_generic_rpc_handlers(tuple(_handlers(router)))
     router.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     try:
