@@ -106,8 +106,8 @@ async def _greeted(client: ShardClient) -> None:
                 await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError:
         raise Unavailable(
-            f"no shard node serves at {client.address}: {last.message}; start `chroma-shard-node "
-            f"serve --name {client.name}` there, then repeat",
+            f"no shard node served within {PATIENCE_SECONDS:.0f} s: {last.message}. See that "
+            f"`chroma-shard-node serve --name {client.name}` runs there and can be reached",
             last.reason if isinstance(last, Unavailable) else Reason.SHARD_UNAVAILABLE,
             metadata={"shard": client.name},
             retry_after=1.0,

@@ -19,6 +19,7 @@ from chroma_router.wire.errors import (
     NotFound,
     Reason,
     Stale,
+    Unavailable,
 )
 from chroma_router.wire.placement import ALL_SHARDS
 from router.catalog import Catalog
@@ -177,11 +178,11 @@ class ScalingService:
         except NotFound:
             return False
         except ClusterError as error:
-            error.message = (
+            raise Unavailable(
                 f"{name} is no shard any more, but its node was not put aside: {error.message}; "
-                f"repeat `chroma-router shards remove {name}`"
-            )
-            raise
+                f"repeat `chroma-router shards remove {name}`",
+                retry_after=1.0,
+            ) from error
         log.info("node_put_aside", shard=name, directory=directory)
         return True
 
@@ -367,12 +368,19 @@ def _planned_for(asked: Rebalance, placement: int | None, loads: Loads) -> Plan:
 
 
 def _draining(loads: Loads, name: str) -> Loads:
-    """The loads once the shard takes no new data. Raises NotFound."""
-    known = {shard.name for shard in loads.shards}
+    """The loads once the shard takes no new data. Raises NotFound, NotAllowed (LAST_SHARD)."""
+    known = {shard.name: shard.role for shard in loads.shards}
     if name not in known:
         raise NotFound(
             f"there is no shard {name[:80]!r}; there are {', '.join(sorted(known))}",
             Reason.SHARD_NOT_FOUND,
+        )
+    if all(role is not ShardRole.ACTIVE for other, role in known.items() if other != name):
+        raise NotAllowed(
+            f"shard {name} cannot be drained: no other shard takes new data; add one first with "
+            "`chroma-router shards add`",
+            Reason.LAST_SHARD,
+            metadata={"shard": name},
         )
     drained = (
         replace(shard, role=ShardRole.DRAINING) if shard.name == name else shard
