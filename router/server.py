@@ -21,6 +21,7 @@ from router.cluster import Cluster
 from router.core.limits import Limits
 from router.core.sequence import SequenceClock
 from router.directory import Directory
+from router.loads import LastHeard
 from router.reaper import Reaper
 from router.record_reads import RecordReads
 from router.scatter import ReadPath
@@ -30,11 +31,13 @@ from router.service.cluster import ClusterService
 from router.service.gates import Gate, StreamBounds
 from router.service.handlers import server_stream, unary
 from router.service.records import RecordService
+from router.service.scaling import ScalingService
 from router.service.scan import ScanService
 from router.service.search import SearchService
 from router.service.streams import bidirectional
 from router.settings import RouterSettings
 from router.shard_client import MAX_MESSAGE_BYTES
+from router.supervisor_client import SupervisorClient
 from router.write_path import WritePath
 
 log = structlog.get_logger(__name__)
@@ -64,9 +67,9 @@ async def serve(
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains and returns.
 
-    `shards` are names and addresses to add to the catalog or to change there; `ready` is called
-    with the address and the number of shards once calls are answered. Raises ClusterError when it
-    cannot start: catalog unreadable or behind a node, port in use.
+    `shards` are names and addresses, for a new catalog or to change there; `ready` is called with
+    the address and the number of shards once calls are answered. Raises ClusterError when it cannot
+    start: catalog unreadable or behind a node, port in use.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -84,11 +87,19 @@ async def serve(
 
 
 async def _register(catalog: Catalog, shards: Sequence[tuple[str, str]]) -> None:
-    """Writes the shards that were named at start into the catalog."""
+    """Takes the shards that were named at start: all of them into a catalog that has none.
+
+    Later only addresses are taken from here: what is started with the same words again must not
+    bring back a shard that was removed, nor add one that nobody asked for.
+    """
+    if not shards or await catalog.add_first_shards(shards):
+        return
     known = {entry.name: entry for entry in await catalog.shards()}
     for name, address in shards:
         if name not in known:
-            await catalog.add_shard(name, address)
+            log.warning(
+                "shard_not_known", shard=name, mend=f"chroma-router shards add {name} {address}"
+            )
         elif known[name].address != address:
             await catalog.set_shard_address(known[name], address)
 
@@ -105,6 +116,8 @@ async def _serve(
     cluster = Cluster(catalog, settings, clock, tasks)
     cluster.connect(await catalog.shards())
     reaper = Reaper(catalog, cluster, tasks)
+    heard = LastHeard()
+    supervisor = SupervisorClient(settings.supervisor) if settings.supervisor else None
     try:
         await cluster.check_catalog()
         cluster.watch()
@@ -133,8 +146,17 @@ async def _serve(
                 tasks,
                 default_placement_shards=settings.default_placement_shards,
             ),
-            ClusterService(
-                catalog, cluster, directory, reaper, limits, allow_reset=settings.allow_reset
+            (
+                ClusterService(
+                    catalog,
+                    cluster,
+                    directory,
+                    reaper,
+                    limits,
+                    heard,
+                    allow_reset=settings.allow_reset,
+                ),
+                ScalingService(catalog, cluster, directory, heard, supervisor),
             ),
         )
         address = _bind(server, settings.listen)
@@ -149,6 +171,8 @@ async def _serve(
     finally:
         reaper.stop()
         await cluster.drain(settings.shutdown_grace_seconds)
+        if supervisor is not None:
+            await supervisor.close()
     log.info("stopped")
 
 
@@ -173,13 +197,13 @@ def _grpc_server(
     streams: StreamBounds,
     records: tuple[RecordService, ScanService, SearchService, BulkUpserts],
     catalog: CatalogService,
-    cluster: ClusterService,
+    cluster: tuple[ClusterService, ScalingService],
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     # Each service of the contract, and the objects that have its calls between them.
     services: dict[ServiceDescriptor, tuple[object, ...]] = {
         records_pb2.DESCRIPTOR.services_by_name["RecordService"]: records,
         catalog_pb2.DESCRIPTOR.services_by_name["CatalogService"]: (catalog,),
-        cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"]: (cluster,),
+        cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"]: cluster,
     }
     server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS)
     health_servicer = health.aio.HealthServicer()

@@ -12,6 +12,7 @@ its method returns.
 import dataclasses
 import sqlite3
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -384,6 +385,21 @@ class Catalog:
     async def add_shard(self, name: str, address: str) -> ShardEntry:
         """Makes a shard known. Raises AlreadyExists if the name or the address is taken."""
         return await self._connection.write(lambda db: shard_rows.add(db, name, address))
+
+    async def add_first_shards(self, shards: Sequence[tuple[str, str]]) -> bool:
+        """Makes these shards (name, address) known, all or none; False if there are some already.
+
+        Raises AlreadyExists if a name or an address comes twice.
+        """
+
+        def add_all(db: sqlite3.Connection) -> bool:
+            if shard_rows.select_shards(db):
+                return False
+            for name, address in shards:
+                shard_rows.add(db, name, address)
+            return True
+
+        return await self._connection.write(add_all)
 
     async def set_shard_address(self, expected: ShardEntry, address: str) -> ShardEntry:
         """Gives a shard another address. Raises Stale (CONFLICT); AlreadyExists if it is taken."""
