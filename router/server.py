@@ -4,6 +4,8 @@ The only module that knows how everything is put together.
 """
 
 import asyncio
+import os
+import platform
 import signal
 from collections.abc import Callable, Sequence
 
@@ -18,10 +20,17 @@ from chroma_router.v1 import catalog_pb2, cluster_pb2, records_pb2, views_pb2
 from chroma_router.wire.errors import ClusterError, NotAllowed
 from router.catalog import Catalog
 from router.cluster import Cluster
+from router.core.agreement import QuerySamples
+from router.core.latency import Foreground
 from router.core.limits import Limits
+from router.core.rebalance import RebalanceKind
 from router.core.sequence import SequenceClock
 from router.directory import Directory
 from router.loads import LastHeard
+from router.mover.agreement import QueryComparison
+from router.mover.mover import Mover, MoverParts
+from router.mover.spread import AutoSpread
+from router.planning import Planning, new_rebalance
 from router.reaper import Reaper
 from router.record_reads import RecordReads
 from router.scatter import ReadPath
@@ -124,7 +133,10 @@ async def _serve(
         directory = Directory(catalog, cluster, tasks)
         await reaper.resume()
         writes = WritePath(catalog, cluster, directory, clock, tasks)
-        reads = RecordReads(directory, ReadPath(cluster, directory), limits)
+        foreground, samples = Foreground(), QuerySamples()
+        reads = RecordReads(directory, ReadPath(cluster, directory), limits, samples)
+        planning = Planning(catalog, cluster, heard)
+        mover = _mover(settings, catalog, cluster, directory, planning, foreground, samples)
         gate, draining = Gate(settings.request_bytes), asyncio.Event()
         records = RecordService(directory, writes, reads, limits)
         server, health_servicer = _grpc_server(
@@ -156,11 +168,15 @@ async def _serve(
                     heard,
                     allow_reset=settings.allow_reset,
                 ),
-                ScalingService(catalog, cluster, directory, heard, supervisor),
+                ScalingService(
+                    catalog, cluster, directory, heard, planning, supervisor, mover.wake
+                ),
             ),
+            foreground.add,
         )
         address = _bind(server, settings.listen)
         await server.start()
+        moving = tasks.create_task(mover.run(), name="mover")
         ready(address, len(cluster.names))
         log.info("serving", grpc=address, shards=len(cluster.names))
         await stop.wait()
@@ -168,12 +184,37 @@ async def _serve(
         draining.set()
         await health_servicer.enter_graceful_shutdown()
         await server.stop(settings.shutdown_grace_seconds)
+        moving.cancel()  # what it has reached is in the catalog; another router goes on from there
+        await asyncio.wait([moving])
     finally:
         reaper.stop()
         await cluster.drain(settings.shutdown_grace_seconds)
         if supervisor is not None:
             await supervisor.close()
     log.info("stopped")
+
+
+def _mover(
+    settings: RouterSettings,
+    catalog: Catalog,
+    cluster: Cluster,
+    directory: Directory,
+    planning: Planning,
+    foreground: Foreground,
+    samples: QuerySamples,
+) -> Mover:
+    """This router's mover; the lease in the catalog decides which router's is the one at work."""
+
+    async def spread(collection_id: str) -> None:
+        await planning.begin(new_rebalance(RebalanceKind.PLACE, collection_id), placement=0)
+
+    grown = AutoSpread(catalog, cluster, settings.auto_spread_at, spread)
+    compare = QueryComparison(samples).compare
+    name = f"{settings.listen} {platform.node()} pid {os.getpid()}"
+    return Mover(
+        name,
+        MoverParts(catalog, cluster, directory, planning, foreground, compare, grown.look),
+    )
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> str:

@@ -99,20 +99,21 @@ class Carrier:
                 return await self._arrive(step)
             case steps.Drop():
                 return await self._drop(step)
-            case steps.Grant():
-                return await self._grant()
+            case steps.CompareQueries():
+                return await self.compare_queries(self._ref, self._source, self._target)
             case _:
-                return await self._simple(step)
+                await self._simple(step)
+                return None
 
     # ------------------------------------------------------------------------------ simple steps
 
-    async def _simple(self, step: steps.Step) -> str | None:
+    async def _simple(self, step: steps.Step) -> None:
         source, target, ref = self._source.client.moves, self._target.client.moves, self._ref
         match step:
             case steps.Capture():
                 await source.begin_capture(ref, CALL_TIMEOUT)
-            case steps.CompareQueries():
-                return await self.compare_queries(ref, self._source, self._target)
+            case steps.Grant():
+                await self._grant()
             case steps.FenceReads():
                 self._reads_fenced_at = time.monotonic()
                 await source.fence_reads(ref, FENCE_TIMEOUT)
@@ -122,7 +123,6 @@ class Carrier:
                 await target.end_arrival(ref, CALL_TIMEOUT)
             case _:
                 raise AssertionError(f"{step} is no step of a move")
-        return None
 
     async def _arrive(self, step: steps.Arrive) -> steps.Arrived:
         # A node makes a collection on an ownership message only: of none of the slots, as yet.

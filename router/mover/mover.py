@@ -18,17 +18,15 @@ from chroma_router.v1 import shard_pb2
 from chroma_router.wire.errors import ClusterError, Reason, Stale
 from router.catalog import Catalog
 from router.cluster import Cluster, Shard
-from router.concurrency import computed
 from router.core.latency import Foreground
 from router.core.lease import Lease
 from router.core.move import ENDED, Answer, Move, Run, Stage, Step, pursue
 from router.core.pace import Pace
-from router.core.planner import Plan, plan
-from router.core.rebalance import MoveProgress, Rebalance, RebalanceKind, RebalanceState
+from router.core.rebalance import MoveProgress, Rebalance, RebalanceState
 from router.core.retry import backoff
 from router.directory import Directory
-from router.loads import Loads, gather_loads
 from router.mover.carrier import Carrier
+from router.planning import Planning
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +57,7 @@ class MoverParts:
     catalog: Catalog
     cluster: Cluster
     directory: Directory
+    planning: Planning
     foreground: Foreground
     compare_queries: CompareQueries
     idle: Callable[[], Awaitable[None]]
@@ -172,7 +171,8 @@ class Mover:
         rebalance, rows = found
         open_moves = [row for row in rows if not row[0].ended]
         if not open_moves:
-            if rebalance.state is RebalanceState.RUNNING and await self._more(lease, rebalance):
+            running = rebalance.state is RebalanceState.RUNNING
+            if running and await self._parts.planning.more(lease, rebalance):
                 return True
             ended = await moves.finish(lease, rebalance, _now())
             log.info("rebalance_ended", rebalance=ended.id, state=ended.state)
@@ -242,23 +242,6 @@ class Mover:
             with contextlib.suppress(ClusterError):
                 await self._catalog.moves.note(lease, move.id, carrier.progress)
 
-    async def _more(self, lease: Lease, rebalance: Rebalance) -> bool:
-        """Whether a shard that is being emptied has got something meanwhile; then that moves too.
-
-        Another router may have placed a collection on it before it knew.
-        """
-        if rebalance.kind is not RebalanceKind.DRAIN:
-            return False
-        entries = await self._catalog.all_collections()
-        if all(rebalance.subject not in entry.slot_map.shards for entry in entries):
-            return False
-        loads = await gather_loads(self._catalog, self._parts.cluster)
-        made = await planned(loads)
-        left = [m for m in made.to_moves(rebalance.id) if m.source == rebalance.subject]
-        if left:
-            await self._catalog.moves.append(lease, rebalance, left, loads.epochs)
-        return bool(left)
-
 
 class _Watch:
     """Looks, not too often, whether the operator wants something else."""
@@ -297,12 +280,6 @@ def _next(run: Run, answer: Answer) -> Step | Move:
     except StopIteration as end:
         ended: Move = end.value
         return ended
-
-
-async def planned(loads: Loads) -> Plan:
-    """The plan for what the shards hold; off the event loop where there is much to plan."""
-    rows = sum(len(load.records) for load in loads.collections)
-    return await computed(rows, plan, loads.collections, loads.shards)
 
 
 def _now() -> int:

@@ -6,8 +6,7 @@ is refused has changed nothing.
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
@@ -18,19 +17,17 @@ from chroma_router.wire.errors import (
     NotAllowed,
     NotFound,
     Reason,
-    Stale,
     Unavailable,
 )
 from chroma_router.wire.placement import ALL_SHARDS
 from router.catalog import Catalog
 from router.cluster import Cluster
-from router.core.capacity import fits
-from router.core.model import CollectionEntry, CollectionState, ShardEntry, ShardRole
-from router.core.planner import Plan, as_moves, plan, seconds
-from router.core.rebalance import Rebalance, RebalanceKind, RebalanceState
+from router.core.model import CollectionEntry, CollectionState, ShardEntry
+from router.core.planner import seconds
+from router.core.rebalance import Rebalance, RebalanceKind
 from router.directory import Directory
-from router.loads import LastHeard, Loads, gather
-from router.service.handlers import fresh_id
+from router.loads import LastHeard
+from router.planning import Planning, new_rebalance
 from router.service.newcomer import check_address, check_name, check_new, check_node
 from router.service.rebalance_message import (
     UNMEASURED_RATE,
@@ -43,9 +40,6 @@ from router.service.shard_status import described
 from router.supervisor_client import SupervisorClient
 
 log = structlog.get_logger(__name__)
-
-PLAN_ROUNDS = 5
-"""How often a rebalance is planned again because the catalog changed before it was begun."""
 
 PROBE_SECONDS = 3.0
 """How long a shard that is called lost may take to show that it is not."""
@@ -60,13 +54,18 @@ class ScalingService:
         cluster: Cluster,
         directory: Directory,
         heard: LastHeard,
+        planning: Planning,
         supervisor: SupervisorClient | None,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
+        """`changed` is called when there is something new for a mover to look at."""
         self._catalog = catalog
         self._cluster = cluster
         self._directory = directory
         self._heard = heard
+        self._planning = planning
         self._supervisor = supervisor
+        self._changed = changed
         self._adding = asyncio.Lock()
 
     # --------------------------------------------------------------------------------- shards
@@ -192,10 +191,7 @@ class ScalingService:
         self, request: cluster_pb2.PlanRebalanceRequest, _deadline: float
     ) -> cluster_pb2.PlanRebalanceResponse:
         """What a rebalance would move, and what comes of it."""
-        loads = await gather(self._catalog, self._cluster, self._heard)
-        if request.drain:
-            loads = _draining(loads, request.drain)
-        planned = _plan(loads, request.drain)
+        loads, planned = await self._planning.plan(request.drain)
         names = {load.id: load.name for load in loads.collections}
         return cluster_pb2.PlanRebalanceResponse(
             rebalance=planned_message(planned.moves, names),
@@ -242,24 +238,9 @@ class ScalingService:
         return cluster_pb2.PlaceCollectionResponse(rebalance=begun)
 
     async def _begun(self, asked: Rebalance, placement: int | None = None) -> cluster_pb2.Rebalance:
-        """Plans and begins; again, if the catalog has changed in between."""
-        for attempt in range(1, PLAN_ROUNDS + 1):
-            loads = await gather(self._catalog, self._cluster, self._heard)
-            planned = _planned_for(asked, placement, loads)
-            moves = as_moves(planned, asked.id, (fresh_id() for _ in planned.moves))
-            epochs = {move.collection_id: loads.epochs[move.collection_id] for move in moves}
-            try:
-                begun = await self._catalog.moves.begin(
-                    asked, moves, epochs, placement_after=placement
-                )
-            except Stale:
-                if attempt == PLAN_ROUNDS:
-                    raise
-                continue
-            log.info("rebalance_begun", rebalance=begun.id, kind=begun.kind, moves=len(moves))
-            await self._cluster.refresh()  # a shard's role may have changed
-            return await self._message(begun)
-        raise AssertionError("the last round returns or raises")
+        """Plans and begins it; the mover of this router need not be looked for."""
+        begun = await self._planning.begin(asked, placement, self._changed)
+        return await self._message(begun)
 
     async def get_rebalance(
         self, _request: cluster_pb2.GetRebalanceRequest, _deadline: float
@@ -284,6 +265,7 @@ class ScalingService:
             rate = request.options.records_per_second
             agreement = request.options.query_agreement
         resumed = await self._catalog.moves.resume(rate, agreement)
+        self._changed()
         return cluster_pb2.ResumeRebalanceResponse(rebalance=await self._message(resumed))
 
     async def cancel_rebalance(
@@ -291,6 +273,7 @@ class ScalingService:
     ) -> cluster_pb2.CancelRebalanceResponse:
         """Takes back what was not switched."""
         cancelled = await self._catalog.moves.cancel(_now_us())
+        self._changed()
         await self._cluster.refresh()  # a shard that was being drained takes new data again
         return cluster_pb2.CancelRebalanceResponse(rebalance=await self._message(cancelled))
 
@@ -332,18 +315,11 @@ def _owned(
 def _asked(kind: RebalanceKind, subject: str, options: cluster_pb2.RebalanceOptions) -> Rebalance:
     """A rebalance that is about to be planned. Raises InvalidRequest for its options."""
     _check_options(options)
-    return Rebalance(
-        id=fresh_id(),
-        kind=kind,
-        subject=subject,
-        placement_before=0,
-        state=RebalanceState.RUNNING,
+    return new_rebalance(
+        kind,
+        subject,
         records_per_second=options.records_per_second,
         query_agreement=options.query_agreement,
-        problem="",
-        started_at=_now_us(),
-        ended_at=0,
-        version=1,
     )
 
 
@@ -353,59 +329,6 @@ def _check_options(options: cluster_pb2.RebalanceOptions) -> None:
             "options.query_agreement: which share of the hits must agree, from 0 (do not compare) "
             f"to 1, got {options.query_agreement}"
         )
-
-
-def _planned_for(asked: Rebalance, placement: int | None, loads: Loads) -> Plan:
-    """The plan for a rebalance. Raises NotFound, NotAllowed (NO_ROOM)."""
-    match asked.kind:
-        case RebalanceKind.BALANCE:
-            return _plan(loads)
-        case RebalanceKind.DRAIN:
-            return _plan(_draining(loads, asked.subject), asked.subject)
-        case RebalanceKind.PLACE:
-            assert placement is not None
-            return _plan(_placing(loads, asked.subject, placement))
-
-
-def _draining(loads: Loads, name: str) -> Loads:
-    """The loads once the shard takes no new data. Raises NotFound, NotAllowed (LAST_SHARD)."""
-    known = {shard.name: shard.role for shard in loads.shards}
-    if name not in known:
-        raise NotFound(
-            f"there is no shard {name[:80]!r}; there are {', '.join(sorted(known))}",
-            Reason.SHARD_NOT_FOUND,
-        )
-    if all(role is not ShardRole.ACTIVE for other, role in known.items() if other != name):
-        raise NotAllowed(
-            f"shard {name} cannot be drained: no other shard takes new data; add one first with "
-            "`chroma-router shards add`",
-            Reason.LAST_SHARD,
-            metadata={"shard": name},
-        )
-    drained = (
-        replace(shard, role=ShardRole.DRAINING) if shard.name == name else shard
-        for shard in loads.shards
-    )
-    return replace(loads, shards=tuple(drained))
-
-
-def _placing(loads: Loads, collection_id: str, placement: int) -> Loads:
-    """The loads of this one collection, placed anew. Raises NotFound."""
-    found = [load for load in loads.collections if load.id == collection_id]
-    if not found:
-        raise NotFound(f"collection {collection_id} does not exist any more")
-    return replace(loads, collections=(replace(found[0], placement_shards=placement),))
-
-
-def _plan(loads: Loads, drained: str = "") -> Plan:
-    """The plan; to drain a shard, of the collections that are on it. Raises NotAllowed."""
-    collections = [
-        load for load in loads.collections if not drained or drained in load.slot_map.shards
-    ]
-    planned = plan(collections, loads.shards)
-    if problem := fits(planned, collections, loads.shards):
-        raise NotAllowed(problem, Reason.NO_ROOM)
-    return planned
 
 
 def _now_us() -> int:
