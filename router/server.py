@@ -38,7 +38,7 @@ from router.service.bulk import BulkUpserts
 from router.service.catalog import CatalogService
 from router.service.cluster import ClusterService
 from router.service.gates import Gate, StreamBounds
-from router.service.handlers import server_stream, unary
+from router.service.handlers import Observer, server_stream, unary
 from router.service.records import RecordService
 from router.service.scaling import ScalingService
 from router.service.scan import ScanService
@@ -239,7 +239,9 @@ def _grpc_server(
     records: tuple[RecordService, ScanService, SearchService, BulkUpserts],
     catalog: CatalogService,
     cluster: tuple[ClusterService, ScalingService],
+    observe: Observer | None = None,
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+    """The server and its health. `observe` is told of the calls that work on records."""
     # Each service of the contract, and the objects that have its calls between them.
     services: dict[ServiceDescriptor, tuple[object, ...]] = {
         records_pb2.DESCRIPTOR.services_by_name["RecordService"]: records,
@@ -260,7 +262,11 @@ def _grpc_server(
                 handlers[method.name] = server_stream(handler, parse, streams)
             else:
                 handlers[method.name] = unary(
-                    handler, parse, settings.request_timeout_seconds, gate
+                    handler,
+                    parse,
+                    settings.request_timeout_seconds,
+                    gate,
+                    observe if parts is records else None,
                 )
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(descriptor.full_name, handlers),)
