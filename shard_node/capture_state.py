@@ -37,14 +37,6 @@ class StoredFence:
     token: int
 
 
-class SlotKey(NamedTuple):
-    """A record, in the order of slots, with its sequence."""
-
-    slot: int
-    id: str
-    sequence: int
-
-
 class Change(NamedTuple):
     """A record that a batch has changed, for the last time until now."""
 
@@ -123,28 +115,6 @@ def sweep(state: State, limit: int) -> int:
 
 
 # ------------------------------------------------------------------------------------ the stream
-
-
-def keys(
-    state: State,
-    collection: int,
-    slots: Iterable[int],
-    after: tuple[int, str] | None,
-    limit: int,
-) -> list[SlotKey]:
-    """At most `limit` records of the slots after a place, in the order of (slot, id)."""
-    found: list[SlotKey] = []
-    first_slot, first_id = after or (0, "")  # no id is empty
-    for slot in sorted(slot for slot in slots if slot >= first_slot):
-        if len(found) == limit:
-            break
-        rows = state.rows(
-            "SELECT slot, id, sequence FROM router_record"
-            " WHERE collection = ? AND slot = ? AND id > ? ORDER BY id LIMIT ?",
-            collection, slot, first_id if slot == first_slot else "", limit - len(found),
-        )  # fmt: skip
-        found += map(SlotKey._make, rows)
-    return found
 
 
 def changes(state: State, move: str, after: Change, limit: int) -> list[Change]:

@@ -14,7 +14,8 @@ from typing import TypeAlias, TypeVar
 from chroma_router.v1 import shard_pb2
 from chroma_router.wire.errors import InternalFailure, InvalidRequest, NotAllowed, Reason
 from shard_node import capture_state
-from shard_node.capture_state import Capture, Change, DatedOutcome, SlotKey
+from shard_node.arrival_state import OwnKey, own_keys
+from shard_node.capture_state import Capture, Change, DatedOutcome
 from shard_node.engine import Engine
 from shard_node.holdings import Holding
 from shard_node.reads import ANSWER_BYTES, pack_records
@@ -196,9 +197,9 @@ class MoveStream:
 
     async def _keys(
         self, capture: Capture, after: tuple[int, str] | None, limit: int
-    ) -> list[SlotKey]:
+    ) -> list[OwnKey]:
         return await self._in_writer(
-            capture_state.keys, self._state, capture.collection, capture.slots, after, limit
+            self._state.look, own_keys, capture.collection, capture.slots, after, None, limit
         )
 
     async def _gather(self, holding: Holding, rows: Sequence[_Row], items: _Items) -> int:

@@ -1,11 +1,11 @@
-"""The gRPC face of the node: the calls of the contract, each handed to whom it is about."""
+"""The gRPC face of the node: one method for each call of the contract. Nothing else."""
 
 from collections.abc import AsyncIterator
 
 from chroma_router.v1 import shard_pb2
 from chroma_router.wire.slots import SLOT_BITMAP_BYTES
 from shard_node.answering import Context
-from shard_node.move_service import SourceCalls
+from shard_node.move_source_service import SourceCalls
 from shard_node.move_target_service import TargetCalls
 from shard_node.node import Node
 from shard_node.stats import StatsReader

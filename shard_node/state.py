@@ -14,13 +14,15 @@ under way: two writers at once could meet SQLite's WAL-reset race.
 
 import sqlite3
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from chroma_router.wire.slots import SLOT_COUNT
+
+_T = TypeVar("_T")
 
 BUSY_SECONDS = 10.0
 MAX_INTEGER = 2**63 - 1  # that SQLite keeps
@@ -217,6 +219,10 @@ class State:
         """What a query finds, read to its end: a read that is left open holds back checkpoints."""
         return self._link.execute(sql, values).fetchall()
 
+    def look(self, work: Callable[..., _T], *values: object) -> _T:
+        """As RecordIndex.look, where the writer itself looks."""
+        return work(self._link, *values)
+
     # ------------------------------------------------------------------------------ a group
 
     def stage(
@@ -395,14 +401,14 @@ def unpacked(slots: bytes) -> Sequence[int]:
     return array("H", slots)
 
 
-def packed(slots: Iterable[int]) -> bytes:
-    """The inverse of unpacked."""
-    return array("H", slots).tobytes()
-
-
 def count_owned(slots: bytes, owned: bytes) -> int:
     """How many slots of an outcome's blob are owned: `owned` has 1 or 0 for each slot."""
     return sum(map(owned.__getitem__, unpacked(slots)))
+
+
+def packed(slots: Iterable[int]) -> bytes:
+    """The inverse of unpacked."""
+    return array("H", slots).tobytes()
 
 
 def _stage_cursor(

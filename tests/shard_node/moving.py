@@ -13,7 +13,12 @@ from tests.shard_node.running import CollectionCalls, Row
 
 EVEN, ODD = frozenset(range(0, 1024, 2)), frozenset(range(1, 1024, 2))
 
-_tokens = count(1)  # a node that several tests share wants them to rise
+_tokens = count(1)
+
+
+def next_token() -> int:
+    """Higher than all before: a node that several tests share wants them to rise."""
+    return next(_tokens)
 
 
 def names(number: int, slots: frozenset[int] = EVEN, prefix: str = "r") -> list[str]:
@@ -54,13 +59,13 @@ class Moving:
     docs: CollectionCalls
     slots: frozenset[int] = EVEN
     id: str = field(default_factory=lambda: str(uuid4()))
-    token: int = field(default_factory=lambda: next(_tokens))
+    token: int = field(default_factory=next_token)
     capture: str = field(default_factory=lambda: str(uuid4()))
     cursor: shard_pb2.MoveCursor = field(default_factory=shard_pb2.MoveCursor)
 
     def renew(self) -> None:
         """Another mover has taken over."""
-        self.token = next(_tokens)
+        self.token = next_token()
 
     @property
     def ref(self) -> shard_pb2.MoveRef:
