@@ -38,7 +38,7 @@ _T = TypeVar("_T")
 
 MAX_DROPPED = 5000  # of one DropSlots
 _ROWS_ADDED = 500  # by one engine call, at most, so that clients' writes wait little behind it
-_ROWS_DELETED = 100  # by one engine call: as little as an add of as many takes (docs/adr/0002)
+_ROWS_DELETED = 100  # by one engine call: 25 to 40 ms at 384 dimensions
 _ROWS_COMPARED = 500  # read from the engine at once
 _ROWS_AMISS = 1000  # more records of a compared range than the source has are not looked for
 _OUTCOMES_LOOKED_AT = 4000  # at once: a few milliseconds of a reader's thread
@@ -219,7 +219,8 @@ class MoveTarget:
         holding = await self._admit(move)
         number = holding.row.number
         await self._in_writer(arrival_state.restart, self._state, number, move.slots)
-        keys = await self._index.look(arrival_state.own_keys, number, move.slots, None, None, most)
+        slots = [slot for slot in move.slots if holding.counts[slot]]
+        keys = await self._index.look(arrival_state.own_keys, number, slots, None, None, most)
         if keys:
             rows = [StagedRow(key.id, key.slot, 0) for key in keys]
             await self._batches.commit(Batch(holding, Kind.DELETE, rows))

@@ -1,14 +1,17 @@
 """The target of a move on a real node: chunks by hand, faults, comparisons, drops."""
 
+import signal
 from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
+import grpc
 import pytest
 
 from chroma_router.v1 import shard_pb2
 from chroma_router.wire.errors import (
     ClusterError,
+    DeadlineExpired,
     InvalidRequest,
     NotAllowed,
     NotFound,
@@ -16,11 +19,13 @@ from chroma_router.wire.errors import (
     Stale,
 )
 from chroma_router.wire.slots import slot_of
+from chroma_router.wire.status import from_rpc_error
 from tests.shard_node.moving import EVEN, ODD, Moving, comparison, names, packed
 from tests.shard_node.running import (
     ADD,
     ALL_SLOTS,
     DELETE,
+    SECONDS,
     CollectionCalls,
     Node,
     Row,
@@ -31,6 +36,8 @@ from tests.shard_node.running import (
 pytestmark = pytest.mark.integration
 
 OTHER = str(uuid4())
+ONE, TWO = names(2)
+(FOREIGN,) = names(1, ODD)
 
 
 @pytest.fixture
@@ -206,6 +213,73 @@ def test_a_chunk_that_the_engine_refuses_leaves_the_cursor(
     assert move.bring(row(two)).records == 2
 
 
+def test_a_call_that_was_given_up_does_not_come_between(
+    docs: CollectionCalls, move: Moving
+) -> None:
+    many, engine = names(700), docs.node.engine()  # two calls of the engine
+    old = move.chunk([row(i, document="old") for i in many])
+    request = shard_pb2.ApplyMoveRequest(move=move.ref, chunk=old.SerializeToString())
+    engine.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(DeadlineExpired):  # its first engine call is under way
+            docs.node.call("ApplyMove", request, 0.2)
+    finally:
+        engine.send_signal(signal.SIGCONT)
+    move.renew()
+    move.begin()
+    assert move.cursor == shard_pb2.MoveCursor()
+    assert move.bring(*(row(i, 2, document="new") for i in many)).records == 700
+    docs.own(ALL_SLOTS, epoch=2)
+    assert {(r.document, r.embedding) for r in docs.records()} == {("new", floats(2, 1))}
+
+
+def test_the_calls_that_wait_are_bounded(docs: CollectionCalls, move: Moving) -> None:
+    engine = docs.node.engine()
+    request = shard_pb2.ApplyMoveRequest(
+        move=move.ref, chunk=move.chunk([row(ONE)]).SerializeToString()
+    )
+    engine.send_signal(signal.SIGSTOP)
+    try:
+        calls = [docs.node.stub.ApplyMove.future(request, timeout=SECONDS) for _ in range(20)]
+        refusals = [call for call in calls if _refused_at_once(call)]
+    finally:
+        engine.send_signal(signal.SIGCONT)
+    assert len(refusals) == 12
+    assert {call.result().records for call in calls if call not in refusals} == {1}
+
+
+def _refused_at_once(call: Any) -> bool:
+    try:
+        call.result(0.5)
+    except grpc.FutureTimeoutError:
+        return False
+    except grpc.RpcError as error:
+        refusal = from_rpc_error(error)
+        assert refusal.reason is Reason.QUEUE_FULL
+        return refusal.retry_after is not None
+    raise AssertionError("a stopped engine cannot have applied it")
+
+
+def test_clients_write_between_the_engine_calls_of_a_chunk(
+    docs: CollectionCalls, move: Moving
+) -> None:
+    many, mine = names(1500), names(200, ODD)
+    chunk = move.chunk([row(i, n) for n, i in enumerate(many)])
+    request = shard_pb2.ApplyMoveRequest(move=move.ref, chunk=chunk.SerializeToString())
+    call = docs.node.stub.ApplyMove.future(request, timeout=SECONDS)
+    written = 0
+    while not call.done() and written < len(mine):
+        docs.write(ADD, row(mine[written], written))
+        written += 1
+    assert call.result().records == 1500
+    assert written > 1, "no write was answered while the chunk was applied"
+    assert move.begin() is True
+    assert move.cursor == chunk.end
+    assert docs.ids() == mine[:written]
+    docs.own(ALL_SLOTS, epoch=2)
+    assert docs.count() == 1500 + written
+
+
 # ------------------------------------------------------------------------------------ outcomes
 
 
@@ -370,10 +444,6 @@ def test_a_move_that_none_has_named_so(move: Moving, change: dict[str, Any]) -> 
     ):
         with pytest.raises(InvalidRequest):
             move.call(method, request)
-
-
-ONE, TWO = names(2)
-FOREIGN = names(1, ODD)[0]
 
 
 @pytest.mark.parametrize(
