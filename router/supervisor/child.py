@@ -8,9 +8,10 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import IO
 
 import structlog
@@ -44,7 +45,7 @@ class Child:
         self._module = module
         self.arguments = list(arguments)
         self._backoff = Backoff(policy)
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
         self._settled = asyncio.Event()
@@ -93,25 +94,25 @@ class Child:
 
     async def _run_once(self) -> float:
         """Runs it until it ends; for how many seconds it served."""
-        process = self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "router.supervisor.leash",
-            str(os.getpid()),
-            self._module,
-            *self.arguments,
-            stdin=asyncio.subprocess.PIPE,  # the leash: never written to, never closed
-            stdout=asyncio.subprocess.PIPE,
+        # Not asyncio's way: this one uses vfork, so that gRPC's fork handlers are not called. They
+        # crash a child that is forked while the supervisor answers its router.
+        process = self._process = subprocess.Popen(  # noqa: ASYNC220
+            [
+                *(sys.executable, "-m", "router.supervisor.leash"),
+                *(str(os.getpid()), self._module, *self.arguments),
+            ],
+            bufsize=0,
+            stdin=subprocess.PIPE,  # the leash: never written to, closed when the child has ended
+            stdout=subprocess.PIPE,
             stderr=self._logs,
             # Ctrl-C in a terminal is for the supervisor, which ends the children in their order.
             start_new_session=True,
         )
-        if self._stopping.is_set():  # stop() came while it was being started
-            self._signal(signal.SIGTERM)
-        served_since = await self._read_until_ready(process)
-        if served_since is not None:
-            await self._drain_stdout(process)
-        code = await process.wait()
+        async with _output_of(process) as stdout:
+            served_since = await self._read_until_ready(process, stdout)
+            if served_since is not None:
+                await self._drain_stdout(stdout)
+            code = await asyncio.to_thread(process.wait)
         if self._stopping.is_set():
             return 0.0
         log.warning("ended", child=self.name, pid=process.pid, exit_code=code)
@@ -119,10 +120,10 @@ class Child:
             self._stopping.set()
         return 0.0 if served_since is None else time.monotonic() - served_since
 
-    async def _read_until_ready(self, process: asyncio.subprocess.Process) -> float | None:
+    async def _read_until_ready(
+        self, process: subprocess.Popen[bytes], stdout: asyncio.StreamReader
+    ) -> float | None:
         """Reads its stdout until it serves; since when it does, or None if it ended."""
-        stdout = process.stdout
-        assert stdout is not None
         try:
             async with asyncio.timeout(READY_SECONDS):
                 while line := await stdout.readline():
@@ -138,23 +139,35 @@ class Child:
         return None
 
     @staticmethod
-    async def _drain_stdout(process: asyncio.subprocess.Process) -> None:
+    async def _drain_stdout(stdout: asyncio.StreamReader) -> None:
         """Until the child ends; a full pipe would stop it."""
-        assert process.stdout is not None
-        while await process.stdout.read(4096):
+        while await stdout.read(4096):
             pass
 
     def _signal(self, signum: signal.Signals) -> None:
-        process = self._process
-        if process is not None and process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signum)
+        if self._process is not None:
+            self._process.send_signal(signum)  # nothing, if it has ended
 
     async def _kill(self) -> None:
         process = self._process
-        if process is None or process.returncode is not None:
+        if process is None or process.poll() is not None:
             return
         self._signal(signal.SIGKILL)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_KILL_SECONDS):
-                await process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(process.wait, _KILL_SECONDS)
+
+
+@contextlib.asynccontextmanager
+async def _output_of(process: subprocess.Popen[bytes]) -> AsyncIterator[asyncio.StreamReader]:
+    """What a process writes to its stdout. On leaving both pipes are closed."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), process.stdout
+    )
+    try:
+        yield reader
+    finally:
+        transport.close()
+        process.stdin.close()
