@@ -28,7 +28,7 @@ from router.service.bulk import BulkUpserts
 from router.service.catalog import CatalogService
 from router.service.cluster import ClusterService
 from router.service.gates import Gate, StreamBounds
-from router.service.handlers import server_stream, unary
+from router.service.handlers import Observer, server_stream, unary
 from router.service.records import RecordService
 from router.service.scan import ScanService
 from router.service.search import SearchService
@@ -175,7 +175,9 @@ def _grpc_server(
     records: tuple[RecordService, ScanService, SearchService, BulkUpserts],
     catalog: CatalogService,
     cluster: ClusterService,
+    observe: Observer | None = None,
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+    """The server and its health. `observe` is told of the calls that work on records."""
     # Each service of the contract, and the objects that have its calls between them.
     services: dict[ServiceDescriptor, tuple[object, ...]] = {
         records_pb2.DESCRIPTOR.services_by_name["RecordService"]: records,
@@ -196,7 +198,11 @@ def _grpc_server(
                 handlers[method.name] = server_stream(handler, parse, streams)
             else:
                 handlers[method.name] = unary(
-                    handler, parse, settings.request_timeout_seconds, gate
+                    handler,
+                    parse,
+                    settings.request_timeout_seconds,
+                    gate,
+                    observe if parts is records else None,
                 )
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(descriptor.full_name, handlers),)

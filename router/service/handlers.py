@@ -40,6 +40,10 @@ Handler = Callable[[_Request, float], Awaitable[_Response]]
 StreamHandler = Callable[[_Request, Callable[[], float]], AsyncGenerator[_Response, None]]
 """A call answered in pages: its request, and the deadline of a page's work that begins now."""
 
+Observer = Callable[[float, float], None]
+"""Is told of each call when it has ended, well or not: the time on the clock of time.monotonic(),
+and how many seconds it took. It is called on the event loop and must be done at once."""
+
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 ANSWER_MARGIN = 0.25
@@ -136,6 +140,7 @@ def unary(
     parse: Callable[[bytes], _Request],
     default_timeout: float,
     gate: Gate,
+    observe: Observer | None = None,
 ) -> "grpc.RpcMethodHandler[bytes, bytes]":
     """The gRPC handler of a unary call.
 
@@ -148,14 +153,20 @@ def unary(
             call.remaining = default_timeout
         seconds = max(0.0, call.remaining)
         margin = min(ANSWER_MARGIN, seconds / 10)
-        deadline = time.monotonic() + seconds - margin
-        async with call:
-            with gate.passed(len(data)):
-                # Handlers mind the deadline themselves and can say more at it; this is for those
-                # that wait for something else.
-                async with asyncio.timeout(seconds - margin / 2):
-                    answer = await handler(call.takes(parse(data)), deadline)
-                return _packed(answer)
+        began = time.monotonic()
+        deadline = began + seconds - margin
+        try:
+            async with call:
+                with gate.passed(len(data)):
+                    # Handlers mind the deadline themselves and can say more at it; this is for
+                    # those that wait for something else.
+                    async with asyncio.timeout(seconds - margin / 2):
+                        answer = await handler(call.takes(parse(data)), deadline)
+                    return _packed(answer)
+        finally:
+            if observe is not None:
+                now = time.monotonic()
+                observe(now, now - began)
 
     method: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(serve)
     return method
