@@ -23,11 +23,11 @@ class Seen:
     read: State = None
 
 
-def linearizable(operations: Sequence[Seen]) -> bool:
-    """Whether there is an order that respects the times, from a record that does not exist."""
+def linearizable(first: State, operations: Sequence[Seen]) -> bool:
+    """Whether there is an order that respects the times, from what the record is at first."""
     seen = sorted(operations, key=lambda s: s.began)
     required = sum(1 << n for n, one in enumerate(seen) if one.ended < inf)
-    stack: list[tuple[int, State]] = [(0, None)]
+    stack: list[tuple[int, State]] = [(0, first)]
     reached: set[tuple[int, State]] = set()
     while stack:
         done, state = stack.pop()

@@ -31,6 +31,7 @@ class Mover:
         self._schedule, self._catalog = router.schedule, router.catalog
         self._token = 0
         self._renewed = 0.0
+        self._pause = 4.0
         self.idle = False
         """Nothing more is to be done."""
 
@@ -39,6 +40,7 @@ class Mover:
         while not self.idle:
             try:
                 token = yield Call(self._catalog, "acquire", (self._router.name, LEASE))
+                self._pause = 4.0 if token is not None else 20.0
                 if token is not None:
                     self._token, self._renewed = token, self._schedule.now
                     yield from self._run()
@@ -46,7 +48,7 @@ class Mover:
                 if self._schedule.tracing:
                     name = self._router.name
                     self._schedule.say(f"{name}: the run under {self._token} ends: {error}")
-            yield 2.0 + self._schedule.rng.random() * 6.0
+            yield 1.0 + self._schedule.rng.random() * self._pause
 
     def _run(self) -> Process:
         """One run of the move that the catalog has, as far as it comes."""

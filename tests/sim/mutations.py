@@ -32,7 +32,10 @@ def _without(pursue: Callable[[Move], Run], move: Move, mutations: Mutations) ->
         if mutations.no_purge and isinstance(step, Drop) and move.stage is Stage.CANCELLING:
             answer = True
         elif mutations.unchecked_trim and isinstance(step, Grant):
-            answer = None
+            # Trimmed first, given its ownership then.
+            while not (yield Drop(move.source)):
+                pass
+            answer = yield step
         elif mutations.no_verify and isinstance(step, Transfer | Fence):
             plain = replace(step, compare=False) if isinstance(step, Transfer) else step
             answer = _as_if_equal((yield plain))

@@ -13,13 +13,16 @@ from tests.sim.checks import Checks
 from tests.sim.disk import NOTHING, Disk, Outcome
 from tests.sim.options import Mutations, Options
 from tests.sim.records import CONDITIONAL, IDS, SLOT, Kind, Request, State, after, matches
-from tests.sim.schedule import DONE_LATE, Exchange, Peer, Process, Refused, Reply, Schedule
+from tests.sim.schedule import Exchange, Peer, Process, Refused, Reply, Schedule
 
 BACKGROUND_IMPATIENCE = 0.2
 """How likely a background turn goes before the foreground ones that wait."""
 
+LONG_READ = 14.0
+"""Ticks that a node takes over a long read at most."""
+
 _LANES = {
-    "apply": 1, "ownership_turn": 0, "fence_slots": 0, "begin_capture": 1, "end_capture": 1,
+    "apply": 1, "set_ownership": 0, "fence_slots": 0, "begin_capture": 1, "end_capture": 1,
     "begin_arrival": 1, "end_arrival": 1, "read_move": 2, "apply_move": 2, "drop_slots": 2,
 }  # fmt: skip
 """Which calls are turns of the single writer: 0 urgent, 1 foreground, 2 background."""
@@ -80,12 +83,18 @@ class NodeBase(Peer):
     def handle(self, method: str, arguments: tuple[Any, ...], exchange: Exchange) -> None:
         """Turns wait for the writer; everything else is done at once."""
         if method in _LANES:
-            process: Process = getattr(self, method)(*arguments)
-            self._enqueue(method, process, self.answering(exchange))
+            reply = self.answering(exchange)
+            try:
+                process: Process = getattr(self, method)(*arguments)
+            except Refused as refusal:  # before its turn
+                reply(None, refusal)
+            else:
+                self.enqueue(method, process, reply)
         else:
             super().handle(method, arguments, exchange)
 
-    def _enqueue(self, method: str, turn: Process, reply: Reply) -> None:
+    def enqueue(self, method: str, turn: Process, reply: Reply) -> None:
+        """Puts a turn into its lane."""
         self._lanes[_LANES[method]].append((method, turn, reply))
         if not self._busy:
             self._next_turn()
@@ -129,7 +138,7 @@ class NodeBase(Peer):
         chance = self.options.crash_in.get(method, self.options.node_crash)
         if not self.schedule.chance(chance):
             return False
-        self.die(2.0 + self.schedule.rng.random() * 20.0)
+        self.die(0.5 + self.schedule.rng.random() * 2.0 * self.options.down)
         return True
 
     # ------------------------------------------------------------------------------ ownership
@@ -140,25 +149,15 @@ class NodeBase(Peer):
         return self.boot_id
 
     def set_ownership(self, epoch: int, owned: frozenset[int], boot_id: int) -> Process:
-        """Monotonic. A grant that is there changes at once; the row is an urgent turn."""
+        """Monotonic. A grant that is there changes at once, before the turn."""
         if boot_id != self.boot_id and not self.mutations.no_boot_id:
             raise Refused("STALE_BOOT")
-        self._check_monotonic(epoch)
-        if self.grant is not None and self.grant.epoch < epoch:
-            self.grant = Grant(epoch, owned)
-        waiting: list[tuple[Any, Any]] = []
-        self._enqueue(
-            "ownership_turn", self._ownership_turn(epoch, owned), lambda v, e: waiting.append((v, e))
-        )
-        while not waiting:
-            yield 0.5
-        if waiting[0][1] is not None:
-            raise waiting[0][1]
-
-    def _check_monotonic(self, epoch: int) -> None:
         here = max(self.disk.epoch, self.grant.epoch if self.grant else 0)
         if epoch < here:
             raise Refused("STALE_EPOCH", epoch=here)
+        if self.grant is not None and self.grant.epoch < epoch:
+            self.grant = Grant(epoch, owned)
+        return self._ownership_turn(epoch, owned)
 
     def _ownership_turn(self, epoch: int, owned: frozenset[int]) -> Process:
         if epoch < self.disk.epoch:
@@ -265,7 +264,7 @@ class NodeBase(Peer):
             if fence is not None and fence.slots & touched:
                 raise self._fenced(grant, fence.next_epoch)
         rng = self.schedule.rng
-        yield DONE_LATE * rng.random() if rng.random() < self.options.long_read else 0.2
+        yield LONG_READ * rng.random() if rng.random() < self.options.long_read else 0.2
         found = {i: self.disk.records[i] for i in chosen() if i in self.disk.records}
         yield 0.1
         if self.grant is not grant:

@@ -77,20 +77,24 @@ class Node(NodeBase):
         self._take_token(token)
         if move.id in self.disk.captures:
             return
-        listed = None
-        if self.mutations.ids_before_capture:
-            listed = tuple(self.disk.held(move.slots))
         yield 0.5
         if self.mutations.ids_before_capture:
-            # In a turn of its own: the writer does what waited meanwhile.
-            self._enqueue("apply", self._capture_later(move, listed), lambda v, e: None)
-            return
-        self.disk.captures[move.id] = Capture(self.checks.fresh_number(), move.slots)
+            later = self._capture_later(move, tuple(self.disk.held(move.slots)))
+            self.schedule.at(
+                3.0, self._later, self.life, later
+            )  # in a turn of its own: the writer does what waits meanwhile
+        else:
+            self.disk.captures[move.id] = Capture(self.checks.fresh_number(), move.slots)
 
-    def _capture_later(self, move: Move, listed: tuple[str, ...] | None) -> Process:
-        yield 0.5
-        number = self.checks.fresh_number()
-        self.disk.captures[move.id] = Capture(number, move.slots, listed=listed)
+    def _later(self, life: int, turn: Process) -> None:
+        if life == self.life:
+            self.enqueue("begin_capture", turn, lambda v, e: None)
+
+    def _capture_later(self, move: Move, listed: tuple[str, ...]) -> Process:
+        if move.id not in self.disk.captures:
+            yield 0.5
+            capture = Capture(self.checks.fresh_number(), move.slots, listed=listed)
+            self.disk.captures[move.id] = capture
 
     def read_move(
         self, token: int, move: Move, begin: Cursor | None, compare: bool, compared: int
@@ -224,6 +228,7 @@ class Node(NodeBase):
 
     def _store(self, chunk: Chunk) -> None:
         records = self.disk.records
+        first_copy = chunk.begin is None or not chunk.begin.copy_done
         for record_id in chunk.removed:
             records.pop(record_id, None)
         for record_id, record in chunk.put.items():
@@ -231,7 +236,7 @@ class Node(NodeBase):
                 old = records[record_id]
                 kept = tuple(o if n is None else n for o, n in zip(old[1:], record[1:], strict=True))
                 records[record_id] = (record[0], kept[0], kept[1], kept[2])
-            elif not chunk.end.copy_done and self.schedule.chance(self.options.copy_fault):
+            elif first_copy and self.schedule.chance(self.options.copy_fault):
                 if self.schedule.rng.random() < 0.5:  # else it gets lost altogether
                     records[record_id] = (record[0], None, record[2], record[3])
             else:

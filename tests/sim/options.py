@@ -27,7 +27,7 @@ class Mutations:
     no_purge: bool = False
     """A cancelled move leaves at the target what it has brought."""
     unchecked_trim: bool = False
-    """The source is trimmed without knowing its new ownership, and does not look whether it owns."""
+    """The source is trimmed before it is given its new ownership, and does not look what it owns."""
     no_outcomes: bool = False
     """What is remembered of requests does not travel."""
     no_filter: bool = False
@@ -48,18 +48,24 @@ class Options:
     """One simulation. Times are ticks: a message mostly takes 1 to 2. Chances are 0 to 1."""
 
     clients: int = 3
-    operations: int = 7
+    operations: int = 10
     """Of each client."""
+    loaded: float = 0.7
+    """Chance of each record to be there at first."""
     moves: int = 2
     """At most; one after the other."""
     lost: float = 0.02
     """Chance that a message, there or back, never arrives."""
     late: float = 0.02
     """Chance that it takes up to LATEST ticks, long past its caller's patience."""
+    cut: float = 0.002
+    """Chance that with a message a time begins in which its sender cannot reach its receiver."""
     node_crash: float = 0.002
     """Chance that a node dies in a turn of its writer, before or after the commit."""
     crash_in: Mapping[str, float] = field(default_factory=dict)
     """The same for turns of these kinds."""
+    down: float = 10.0
+    """Mean ticks until what died begins anew."""
     router_crash: float = 0.003
     """Chance that a router, and its mover, dies between two steps of a run or of a request."""
     stall: float = 0.01
@@ -90,6 +96,8 @@ class Options:
             moves=pick((1, 1, 2)),
             lost=pick((0.0, 0.01, 0.05)),
             late=pick((0.0, 0.02, 0.06)),
+            cut=pick((0.0, 0.0, 0.005)),
+            down=pick((2.0, 12.0)),
             node_crash=pick((0.0, 0.003, 0.02)),
             crash_in=pick(({}, {}, {"fence_slots": 0.2, "fence_reads": 0.2}, {"apply_move": 0.1})),
             router_crash=pick((0.0, 0.005, 0.02)),
@@ -97,8 +105,8 @@ class Options:
             cancel=pick((0.0, 0.3, 0.6)),
             pause=pick((0.0, 0.3)),
             wipe=pick((0.0, 0.5)),
-            copy_fault=pick((0.0, 0.0, 0.0, 0.0, 0.1)),
+            copy_fault=pick((0.0, 0.0, 0.0, 0.0, 0.2)),
             long_read=pick((0.05, 0.3)),
             refresh=pick((0.0, 0.3)),
-            think=pick((3.0, 8.0, 15.0)),
+            think=pick((4.0, 10.0, 16.0)),
         )

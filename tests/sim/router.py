@@ -41,7 +41,7 @@ class Router(Peer):
         """Dies perhaps; what runs here must then wait, and never hears anything again."""
         if not self.schedule.chance(self.options.router_crash):
             return False
-        self.die(2.0 + self.schedule.rng.random() * 20.0)
+        self.die(0.5 + self.schedule.rng.random() * 2.0 * self.options.down)
         return True
 
     # ------------------------------------------------------------------------------ requests

@@ -17,8 +17,8 @@ PATIENCE = 15.0
 LATEST = 90.0
 """Ticks that a late message takes at most."""
 
-DONE_LATE = 12.0
-"""Ticks that a node takes over a long read at most."""
+CUT = 80.0
+"""Ticks for which one peer cannot reach another at most."""
 
 
 class CallError(Exception):
@@ -55,14 +55,17 @@ Reply: TypeAlias = Callable[[Any, CallError | None], None]
 class Schedule:
     """Time, and what happens next. `faults` False: no message is lost or late any more."""
 
-    def __init__(self, rng: random.Random, lost: float, late: float, *, tracing: bool) -> None:
+    def __init__(
+        self, rng: random.Random, lost: float, late: float, cut: float, *, tracing: bool
+    ) -> None:
         self.rng = rng
         self.now = 0.0
         self.events = 0
         self.faults = True
         self.trace: list[str] = []
         self.tracing = tracing
-        self._lost, self._late = lost, late
+        self._lost, self._late, self._cut = lost, late, cut
+        self._cut_until: dict[tuple[str, str], float] = {}
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._pushed = 0
 
@@ -112,13 +115,13 @@ class Schedule:
         if type(wanted) is float:
             self.at(wanted, self._resume, host, life, process, done, None, None)
         elif type(wanted) is Call:
-            self.send(wanted, lambda v, e: self._resume(host, life, process, done, v, e))
+            self._send(host, wanted, lambda v, e: self._resume(host, life, process, done, v, e))
         else:
             self._gather(
-                wanted, lambda v, e: self._resume(host, life, process, done, v, e)
+                host, wanted, lambda v, e: self._resume(host, life, process, done, v, e)
             )
 
-    def _gather(self, calls: list[Call], reply: Reply) -> None:
+    def _gather(self, host: "Peer", calls: list[Call], reply: Reply) -> None:
         answers: list[Any] = [None] * len(calls)
         left = len(calls)
 
@@ -135,7 +138,7 @@ class Schedule:
         if not calls:
             self.at(0.0, reply, answers, None)
         for place, call in enumerate(calls):
-            self.send(call, one(place))
+            self._send(host, call, one(place))
 
     # ------------------------------------------------------------------------------ messages
 
@@ -146,16 +149,22 @@ class Schedule:
             return PATIENCE * 0.5 + draw() * LATEST
         return 0.5 + draw() * 1.5
 
-    def send(self, call: Call, reply: Reply) -> None:
+    def _send(self, host: "Peer", call: Call, reply: Reply) -> None:
         """Sends a message; `reply` hears the answer, or after the caller's patience Unheard."""
         exchange = Exchange(self, reply, self.now + call.patience)
-        if self.chance(self._lost):
+        if self.chance(self._lost) or (self._cut and self._is_cut(host.name, call.peer.name)):
             exchange.give_up()
             return
         delay = self.delay()
         if delay >= call.patience:
             exchange.give_up()
         self.at(delay, call.peer.receive, call.method, call.arguments, exchange)
+
+    def _is_cut(self, caller: str, callee: str) -> bool:
+        """Whether the one cannot reach the other; others may."""
+        if self.chance(self._cut):
+            self._cut_until[caller, callee] = self.now + self.rng.random() * CUT
+        return self.faults and self._cut_until.get((caller, callee), 0.0) > self.now
 
     def lost(self) -> bool:
         """Whether a message gets lost now."""

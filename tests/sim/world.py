@@ -16,7 +16,7 @@ from tests.sim.checks import Checks, Violation
 from tests.sim.mover import Mover
 from tests.sim.node_moves import Node
 from tests.sim.options import NO_MUTATION, Mutations, Options
-from tests.sim.records import SLOTS
+from tests.sim.records import IDS, SLOTS
 from tests.sim.router import Client, Router
 from tests.sim.schedule import Peer, Process, Schedule
 
@@ -72,7 +72,9 @@ class World:
         tracing: bool,
     ) -> None:  # fmt: skip
         self.options = options
-        self.schedule = Schedule(rng, options.lost, options.late, tracing=tracing)
+        self.schedule = Schedule(
+            rng, options.lost, options.late, options.cut, tracing=tracing
+        )
         self.checks = Checks(
             self.schedule, strict=strict, copy_faults=options.copy_fault > 0.0
         )
@@ -84,6 +86,11 @@ class World:
             name: Node(self.schedule, name, self.checks, options, mutations) for name in NODES
         }
         self.checks.nodes = self.nodes
+        for record_id in IDS:
+            if rng.random() < options.loaded:
+                record = (0, 0, 0, rng.randrange(2))
+                self.nodes[self.checks.owner(record_id)].disk.records[record_id] = record
+                self.checks.loaded(record_id, record)
         self.routers = [
             Router(self.schedule, f"router-{n}", self.checks, self.catalog, self.nodes, options)
             for n in range(3)
@@ -147,7 +154,7 @@ class World:
         """Plans moves, one after another, cancels or pauses some, replaces emptied directories."""
         rng, options, catalog = self.schedule.rng, self.options, self.catalog
         for _ in range(options.moves):
-            yield 5.0 + rng.random() * 40.0
+            yield 2.0 + rng.random() * 20.0
             self._plan()
             cancel_at = self._moment(options.cancel)
             pause_at = self._moment(options.pause)
