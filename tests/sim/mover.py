@@ -79,7 +79,7 @@ class Mover:
         if self._router.may_die():
             yield 0.0
         if self._schedule.chance(self._router.options.stall):
-            yield LEASE * (0.5 + self._schedule.rng.random())
+            yield LEASE * (0.3 + 2.0 * self._schedule.rng.random())
         elif self._schedule.now > self._renewed + LEASE / 2:
             yield Call(self._catalog, "renew", (self._token, LEASE))
             self._renewed = self._schedule.now

@@ -138,8 +138,13 @@ class NodeBase(Peer):
         chance = self.options.crash_in.get(method, self.options.node_crash)
         if not self.schedule.chance(chance):
             return False
-        self.die(0.5 + self.schedule.rng.random() * 2.0 * self.options.down)
+        self.fall(self.life)
         return True
+
+    def fall(self, life: int) -> None:
+        """Dies for a while, if it has not died since."""
+        if life == self.life:
+            self.die(0.5 + self.schedule.rng.random() * 2.0 * self.options.down)
 
     # ------------------------------------------------------------------------------ ownership
 

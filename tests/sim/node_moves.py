@@ -15,6 +15,9 @@ CHUNK = 2
 DROP_LIMIT = 2
 """Records that one DropSlots deletes at most."""
 
+SOON = 12.0
+"""Ticks after a fence within which its node dies, if Options.fence_crash has it so."""
+
 _END = len(IDS)
 
 
@@ -163,6 +166,8 @@ class Node(NodeBase):
         yield 0.3
         if not self.mutations.no_fence:
             self.disk.fences[move.id] = Fence(move.slots, next_epoch, token)
+        if self.schedule.chance(self.options.fence_crash):
+            self.schedule.at(self.schedule.rng.random() * SOON, self.fall, self.life)
         if self.schedule.tracing:
             self.schedule.say(f"{self.name} fences {sorted(move.slots)} before {next_epoch}")
         return chunk

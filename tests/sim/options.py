@@ -47,6 +47,8 @@ NO_MUTATION = Mutations()
 class Options:
     """One simulation. Times are ticks: a message mostly takes 1 to 2. Chances are 0 to 1."""
 
+    routers: int = 3
+    """Two of them have movers, if there are as many."""
     clients: int = 3
     operations: int = 10
     """Of each client."""
@@ -54,6 +56,8 @@ class Options:
     """Chance of each record to be there at first."""
     moves: int = 2
     """At most; one after the other."""
+    drain: float = 0.5
+    """Chance that a move takes all that its source has."""
     lost: float = 0.02
     """Chance that a message, there or back, never arrives."""
     late: float = 0.02
@@ -64,6 +68,8 @@ class Options:
     """Chance that a node dies in a turn of its writer, before or after the commit."""
     crash_in: Mapping[str, float] = field(default_factory=dict)
     """The same for turns of these kinds."""
+    fence_crash: float = 0.0
+    """Chance that a node dies soon after it has fenced slots."""
     down: float = 10.0
     """Mean ticks until what died begins anew."""
     router_crash: float = 0.003
@@ -82,6 +88,8 @@ class Options:
     """Chance that a node takes long over a read."""
     give_up: float = 0.1
     """Chance that a client does not repeat a request whose outcome it does not know."""
+    look: float = 0.3
+    """Chance that a client reads what it has just written."""
     refresh: float = 0.0
     """Chance that a router reads the slot map before a request, rather than use what it knows."""
     think: float = 8.0
@@ -92,6 +100,7 @@ class Options:
         """A mixture of faults: some seeds are calm, so that much gets done; some are rough."""
         pick = rng.choice
         return cls(
+            routers=pick((2, 3, 5)),
             clients=pick((2, 3, 3, 4)),
             moves=pick((1, 1, 2)),
             lost=pick((0.0, 0.01, 0.05)),
@@ -100,6 +109,7 @@ class Options:
             down=pick((2.0, 12.0)),
             node_crash=pick((0.0, 0.003, 0.02)),
             crash_in=pick(({}, {}, {"fence_slots": 0.2, "fence_reads": 0.2}, {"apply_move": 0.1})),
+            fence_crash=pick((0.0, 0.3)),
             router_crash=pick((0.0, 0.005, 0.02)),
             stall=pick((0.0, 0.01, 0.05)),
             cancel=pick((0.0, 0.3, 0.6)),

@@ -188,7 +188,10 @@ class Client(Peer):
             elif draw < 0.4:
                 yield from self.read(None)
             else:
-                yield from self._write(self._request())
+                request = self._request()
+                yield from self._write(request)
+                if rng.random() < self.options.look:
+                    yield from self.read(request.ids)
 
     def _ids(self) -> tuple[str, ...]:
         rng = self.schedule.rng

@@ -93,7 +93,7 @@ class World:
                 self.checks.loaded(record_id, record)
         self.routers = [
             Router(self.schedule, f"router-{n}", self.checks, self.catalog, self.nodes, options)
-            for n in range(3)
+            for n in range(options.routers)
         ]
         self.movers = [Mover(router, mutations) for router in self.routers[:2]]
         self._busy = options.clients + 1
@@ -174,7 +174,7 @@ class World:
                     self._wipe()
                     wipe_at = LIMIT
             if self.schedule.chance(options.wipe):
-                yield rng.random() * 20.0
+                yield rng.random() * 10.0
                 self._wipe()
 
     def _moment(self, chance: float) -> float:
@@ -186,7 +186,7 @@ class World:
         source = rng.choice([name for name in NODES if owned_by(slot_map, name)])
         target = rng.choice([name for name in NODES if name != source])
         owned = sorted(owned_by(slot_map, source))
-        some = len(owned) if rng.random() < 0.5 else rng.randint(1, len(owned))
+        some = len(owned) if rng.random() < self.options.drain else rng.randint(1, len(owned))
         self.catalog.plan(source, target, rng.sample(owned, some))
 
     def _wipe(self) -> None:
