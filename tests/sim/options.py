@@ -54,6 +54,8 @@ class Options:
     """Of each client."""
     loaded: float = 0.7
     """Chance of each record to be there at first."""
+    owners: tuple[str, ...] = ("a", "b", "base")
+    """Among whom the slots are dealt at first."""
     moves: int = 2
     """At most; one after the other."""
     drain: float = 0.5
@@ -61,7 +63,11 @@ class Options:
     lost: float = 0.02
     """Chance that a message, there or back, never arrives."""
     late: float = 0.02
-    """Chance that it takes up to LATEST ticks, long past its caller's patience."""
+    """Chance that it takes long, often past its caller's patience."""
+    late_in: Mapping[str, float] = field(default_factory=dict)
+    """The same for requests of these kinds."""
+    latest: float = 100.0
+    """Ticks that such a message takes at most."""
     cut: float = 0.002
     """Chance that with a message a time begins in which its sender cannot reach its receiver."""
     node_crash: float = 0.002

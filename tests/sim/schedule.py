@@ -11,11 +11,10 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from tests.sim.options import Options
+
 PATIENCE = 15.0
 """Ticks that a caller waits for an answer."""
-
-LATEST = 90.0
-"""Ticks that a late message takes at most."""
 
 CUT = 80.0
 """Ticks for which one peer cannot reach another at most."""
@@ -55,16 +54,15 @@ Reply: TypeAlias = Callable[[Any, CallError | None], None]
 class Schedule:
     """Time, and what happens next. `faults` False: no message is lost or late any more."""
 
-    def __init__(
-        self, rng: random.Random, lost: float, late: float, cut: float, *, tracing: bool
-    ) -> None:
+    def __init__(self, rng: random.Random, options: Options, *, tracing: bool) -> None:
         self.rng = rng
         self.now = 0.0
         self.events = 0
         self.faults = True
         self.trace: list[str] = []
         self.tracing = tracing
-        self._lost, self._late, self._cut = lost, late, cut
+        self._lost, self._late, self._late_in = options.lost, options.late, options.late_in
+        self._latest, self._cut = options.latest, options.cut
         self._cut_until: dict[tuple[str, str], float] = {}
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._pushed = 0
@@ -142,11 +140,12 @@ class Schedule:
 
     # ------------------------------------------------------------------------------ messages
 
-    def delay(self) -> float:
+    def delay(self, method: str = "") -> float:
         """How long a message takes. Each takes its own time: any two may overtake each other."""
         draw = self.rng.random
-        if self.faults and self._late and draw() < self._late:
-            return PATIENCE * 0.5 + draw() * LATEST
+        late = self._late_in.get(method, self._late) if self._late_in else self._late
+        if late and self.faults and draw() < late:
+            return 5.0 + draw() * (self._latest - 5.0)
         return 0.5 + draw() * 1.5
 
     def _send(self, host: "Peer", call: Call, reply: Reply) -> None:
@@ -155,7 +154,7 @@ class Schedule:
         if self.chance(self._lost) or (self._cut and self._is_cut(host.name, call.peer.name)):
             exchange.give_up()
             return
-        delay = self.delay()
+        delay = self.delay(call.method)
         if delay >= call.patience:
             exchange.give_up()
         self.at(delay, call.peer.receive, call.method, call.arguments, exchange)

@@ -72,15 +72,13 @@ class World:
         tracing: bool,
     ) -> None:  # fmt: skip
         self.options = options
-        self.schedule = Schedule(
-            rng, options.lost, options.late, options.cut, tracing=tracing
-        )
+        self.schedule = Schedule(rng, options, tracing=tracing)
         self.checks = Checks(
             self.schedule, strict=strict, copy_faults=options.copy_fault > 0.0
         )
         owners = ["base"] * SLOT_COUNT
         for slot in SLOTS:
-            owners[slot] = rng.choice(NODES)
+            owners[slot] = rng.choice(options.owners)
         self.catalog = Catalog(self.schedule, self.checks, SlotMap(1, tuple(owners)))
         self.nodes = {
             name: Node(self.schedule, name, self.checks, options, mutations) for name in NODES
@@ -193,13 +191,16 @@ class World:
         """A shard that owns nothing, and is no part of a move past VERIFIED, begins empty: it was
         drained, removed and added again, or its directory was replaced."""
         move = self.catalog.move
-        for name in NODES[:-1]:
-            involved = move is not None and not move.ended and name in {move.source, move.target}
-            if owned_by(self.catalog.slot_map, name):
-                continue
-            if involved and move is not None and move.stage not in PAUSABLE:
-                continue
+        assert move is not None
+        idle = move.ended or move.stage in PAUSABLE
+        moving = set() if idle else {move.source, move.target}
+        emptied = [
+            name
+            for name in NODES[:-1]
+            if name not in moving and not owned_by(self.catalog.slot_map, name)
+        ]
+        if emptied:
+            name = move.source if move.source in emptied else self.schedule.rng.choice(emptied)
             if self.schedule.tracing:
                 self.schedule.say(f"user: {name} is given an empty directory")
             self.nodes[name].wipe()
-            return
