@@ -94,7 +94,7 @@ class Mover:
             case protocol.Arrive(afresh):
                 yield from self._router.give(move.target)
                 applied, ready = yield self._tell(move.target, "begin_arrival", move, afresh)
-                return protocol.Arrived(applied, ready)
+                return protocol.Arrived(applied, ready, applied is not None and applied.copy_done)
             case protocol.Drop(shard):
                 return (yield self._tell(shard, "drop_slots", move))
             case protocol.Capture():
