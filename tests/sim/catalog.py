@@ -4,13 +4,12 @@ Every call is one transaction when it arrives; its answer may get lost like any 
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 from router.core.move import CANCELLABLE, PAUSABLE, Move, Stage
 from router.core.slot_map import SlotMap
 from tests.sim.checks import Checks
 from tests.sim.records import SLOTS
-from tests.sim.schedule import Exchange, Peer, Refused, Schedule
+from tests.sim.schedule import Peer, Refused, Schedule
 
 
 def owned_by(slot_map: SlotMap, shard: str) -> frozenset[int]:
@@ -30,14 +29,6 @@ class Catalog(Peer):
         self.paused = False
         self._holder, self._token, self._expires = "", 0, 0.0
         checks.mapped(slot_map)
-
-    def handle(self, method: str, arguments: tuple[Any, ...], exchange: Exchange) -> None:
-        """Everything is done at once."""
-        try:
-            value, error = getattr(self, method)(*arguments), None
-        except Refused as refusal:
-            value, error = None, refusal
-        self.answering(exchange)(value, error)
 
     def read(self) -> SlotMap:
         """The slot map."""

@@ -34,7 +34,7 @@ class Checks:
         self.copy_faults = copy_faults
         self.maps: dict[int, SlotMap] = {}
         """Every slot map that the catalog had, by its epoch."""
-        self.nodes: Mapping[str, "Node"] = {}
+        self.nodes: Mapping[str, Node] = {}
         self.stages: Counter[Stage] = Counter()
         """How often each stage was entered: what a set of seeds has covered."""
         self._epoch = 0
@@ -140,9 +140,7 @@ class Checks:
                 self._deleted[request.number] += request.kind in CONDITIONAL
             applied.add(record_id)
 
-    def answered(
-        self, node: str, epoch: int, granted: int, found: Mapping[str, State]
-    ) -> None:
+    def answered(self, node: str, epoch: int, granted: int, found: Mapping[str, State]) -> None:
         """A node answers a read that was routed by an epoch."""
         if not self.strict:
             return

@@ -17,7 +17,7 @@ class Seen:
 
     began: float
     ended: float
-    """Infinite: its outcome is not known, it may take effect at any time after it began, or never."""
+    """Infinite: its outcome is not known; it takes effect some time after it began, or never."""
     request: Request | None = None
     """None: a read."""
     read: State = None

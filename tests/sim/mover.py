@@ -97,8 +97,6 @@ class Mover:
                 return protocol.Arrived(applied, ready, applied is not None and applied.copy_done)
             case protocol.Drop(shard):
                 return (yield self._tell(shard, "drop_slots", move))
-            case protocol.Capture():
-                yield self._tell(move.source, "begin_capture", move)
             case protocol.Transfer(begin, compare, compared):
                 after = compared[0] if compared else -1
                 read = self._tell(move.source, "read_move", move, begin, compare, after)
@@ -108,15 +106,25 @@ class Mover:
                 return (yield from self._relayed(fence, move))
             case protocol.CompareQueries():
                 return ""
-            case protocol.FenceReads():
-                yield self._tell(move.source, "fence_reads", move)
             case protocol.Grant():
                 yield from self._grant(move)
+            case protocol.Capture():
+                yield self._tell(move.source, "begin_capture", move)
+            case _:
+                yield from self._ended(step, move)
+        return None
+
+    def _ended(self, step: Step, move: Move) -> Process:
+        """The steps by which something at a node comes to an end."""
+        match step:
+            case protocol.FenceReads():
+                yield self._tell(move.source, "fence_reads", move)
             case protocol.EndArrival():
                 yield self._tell(move.target, "end_arrival", move)
             case protocol.EndCapture():
                 yield self._tell(move.source, "end_capture", move)
-        return None
+            case _:
+                raise AssertionError(f"{step} is not known here")
 
     def _ask(self, method: str, *arguments: Any) -> Call:
         return Call(self._catalog, method, (self._token, *arguments))

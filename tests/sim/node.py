@@ -103,9 +103,7 @@ class NodeBase(Peer):
         urgent, foreground, background = self._lanes
         if urgent:
             lane = urgent
-        elif background and (
-            not foreground or self.schedule.rng.random() < BACKGROUND_IMPATIENCE
-        ):
+        elif background and (not foreground or self.schedule.rng.random() < BACKGROUND_IMPATIENCE):
             lane = background
         elif foreground:
             lane = foreground
@@ -148,9 +146,8 @@ class NodeBase(Peer):
 
     # ------------------------------------------------------------------------------ ownership
 
-    def hello(self) -> Process:
+    def hello(self) -> int:
         """The boot id."""
-        yield 0.1
         return self.boot_id
 
     def set_ownership(self, epoch: int, owned: frozenset[int], boot_id: int) -> Process:
@@ -238,7 +235,9 @@ class NodeBase(Peer):
         deleted = tuple(SLOT[i] for i in ids) if request.kind in CONDITIONAL else ()
         disk.outcomes.setdefault(request.number, []).append(Outcome(batch, covers, deleted))
         if self.schedule.tracing:
-            self.schedule.say(f"{self.name} commits #{request.number} {request.kind.value}: {effects}")
+            self.schedule.say(
+                f"{self.name} commits #{request.number} {request.kind.value}: {effects}"
+            )
         self.checks.committed(self.name, request, effects)
 
     # ------------------------------------------------------------------------------ reads

@@ -84,7 +84,7 @@ class Node(NodeBase):
         if self.mutations.ids_before_capture:
             later = self._capture_later(move, tuple(self.disk.held(move.slots)))
             self.schedule.at(
-                3.0, self._later, self.life, later
+                6.0, self._later, self.life, later
             )  # in a turn of its own: the writer does what waits meanwhile
         else:
             self.disk.captures[move.id] = Capture(self.checks.fresh_number(), move.slots)
@@ -156,9 +156,7 @@ class Node(NodeBase):
             if parts:
                 chunk.outcomes[number] = parts
 
-    def fence_slots(
-        self, token: int, move: Move, next_epoch: int, begin: Cursor | None
-    ) -> Process:
+    def fence_slots(self, token: int, move: Move, next_epoch: int, begin: Cursor | None) -> Process:
         """Refuses writes from here on, and reads the rest of the stream."""
         self._take_token(token)
         chunk = self._chunk(move, begin, compare=False, compared=-1)
@@ -172,7 +170,7 @@ class Node(NodeBase):
             self.schedule.say(f"{self.name} fences {sorted(move.slots)} before {next_epoch}")
         return chunk
 
-    def fence_reads(self, token: int, move: Move) -> Process:
+    def fence_reads(self, token: int, move: Move) -> None:
         """At once, without a turn."""
         fence = self.disk.fences.get(move.id)
         if self.mutations.no_fence or self.mutations.volatile_fence:
@@ -181,7 +179,6 @@ class Node(NodeBase):
             raise Refused(_OUT_OF_STEP)
         elif not self.mutations.no_read_fence:
             self.read_fenced.add(move.id)
-        yield 0.1
         self._dies("fence_reads")
 
     def end_capture(self, token: int, move: Move) -> Process:
@@ -239,7 +236,9 @@ class Node(NodeBase):
         for record_id, record in chunk.put.items():
             if self.mutations.merging_put and record_id in records:
                 old = records[record_id]
-                kept = tuple(o if n is None else n for o, n in zip(old[1:], record[1:], strict=True))
+                kept = tuple(
+                    o if n is None else n for o, n in zip(old[1:], record[1:], strict=True)
+                )
                 records[record_id] = (record[0], kept[0], kept[1], kept[2])
             elif first_copy and self.schedule.chance(self.options.copy_fault):
                 if self.schedule.rng.random() < 0.5:  # else it gets lost altogether

@@ -27,7 +27,7 @@ class Mutations:
     no_purge: bool = False
     """A cancelled move leaves at the target what it has brought."""
     unchecked_trim: bool = False
-    """The source is trimmed before it is given its new ownership, and does not look what it owns."""
+    """The source is trimmed before it is given its new ownership; it does not look what it owns."""
     no_outcomes: bool = False
     """What is remembered of requests does not travel."""
     no_filter: bool = False
@@ -94,6 +94,10 @@ class Options:
     """Chance that a node takes long over a read."""
     give_up: float = 0.1
     """Chance that a client does not repeat a request whose outcome it does not know."""
+    budget: float = 60.0
+    """Ticks that a router spends on one request of a client."""
+    repeat: float = 2.0
+    """Mean ticks until a client repeats what it got no answer to."""
     look: float = 0.3
     """Chance that a client reads what it has just written."""
     refresh: float = 0.0
@@ -123,6 +127,8 @@ class Options:
             wipe=pick((0.0, 0.5)),
             copy_fault=pick((0.0, 0.0, 0.0, 0.0, 0.2)),
             long_read=pick((0.05, 0.3)),
+            budget=pick((10.0, 60.0)),
+            repeat=pick((2.0, 2.0, 20.0)),
             refresh=pick((0.0, 0.3)),
             think=pick((4.0, 10.0, 16.0)),
         )

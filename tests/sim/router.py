@@ -18,9 +18,6 @@ from tests.sim.options import Options
 from tests.sim.records import IDS, Kind, Request, State
 from tests.sim.schedule import Call, CallError, Peer, Process, Refused, Schedule, Unheard
 
-BUDGET = 60.0
-"""Ticks that a router spends on one request of a client."""
-
 
 class Router(Peer):
     """See the head of this file."""
@@ -48,7 +45,7 @@ class Router(Peer):
 
     def write(self, request: Request) -> Process:
         """Applies a write; the sum of what the shards say they deleted."""
-        until = self.schedule.now + BUDGET
+        until = self.schedule.now + self.options.budget
         slot_map = yield from self._map()
         left: Sequence[str] = request.ids
         deleted = 0
@@ -79,7 +76,7 @@ class Router(Peer):
 
     def read(self, ids: Sequence[str] | None) -> Process:
         """Some records by their ids, or all there are; whole, at one epoch."""
-        until = self.schedule.now + BUDGET
+        until = self.schedule.now + self.options.budget
         slot_map = yield from self._map()
         while self.schedule.now < until:
             epoch = slot_map.epoch
@@ -220,7 +217,7 @@ class Client(Peer):
                 if self.schedule.chance(self.options.give_up):
                     self.checks.unknown(began, request)
                     return
-                yield 2.0
+                yield self._pause()
             else:
                 if self.schedule.tracing:
                     self.schedule.say(f"{self.name}: #{request.number} is acknowledged")
@@ -234,14 +231,19 @@ class Client(Peer):
             try:
                 found = yield self._call("read", ids)
             except CallError:
-                yield 2.0
+                yield self._pause()
             else:
                 if self.schedule.tracing:
-                    self.schedule.say(f"{self.name}: read {ids or 'all'} since {began:.1f}: {found}")
+                    self.schedule.say(
+                        f"{self.name}: read {ids or 'all'} since {began:.1f}: {found}"
+                    )
                 self.checks.read(began, IDS if ids is None else ids, found)
                 return
 
     def _call(self, method: str, argument: Any) -> Call:
         # A client's patience is a little longer than its router's, or shorter than that.
-        patience = self.schedule.rng.choice((20.0, BUDGET + 10.0))
+        patience = self.schedule.rng.choice((20.0, self.options.budget + 10.0))
         return Call(self.schedule.rng.choice(self.routers), method, (argument,), patience)
+
+    def _pause(self) -> float:
+        return 2.0 * self.options.repeat * self.schedule.rng.random()

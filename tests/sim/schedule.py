@@ -115,9 +115,7 @@ class Schedule:
         elif type(wanted) is Call:
             self._send(host, wanted, lambda v, e: self._resume(host, life, process, done, v, e))
         else:
-            self._gather(
-                host, wanted, lambda v, e: self._resume(host, life, process, done, v, e)
-            )
+            self._gather(host, wanted, lambda v, e: self._resume(host, life, process, done, v, e))
 
     def _gather(self, host: "Peer", calls: list[Call], reply: Reply) -> None:
         answers: list[Any] = [None] * len(calls)
@@ -227,9 +225,17 @@ class Peer:
         self.handle(method, arguments, exchange)
 
     def handle(self, method: str, arguments: tuple[Any, ...], exchange: Exchange) -> None:
-        """Each method is a process of its own."""
-        process: Process = getattr(self, method)(*arguments)
-        self.schedule.start(self, process, self.answering(exchange))
+        """A method answers at once, or is a process of its own."""
+        reply = self.answering(exchange)
+        try:
+            answer = getattr(self, method)(*arguments)
+        except Refused as refusal:
+            reply(None, refusal)
+            return
+        if isinstance(answer, Generator):
+            self.schedule.start(self, answer, reply)
+        else:
+            reply(answer, None)
 
     def answering(self, exchange: Exchange) -> Reply:
         """Answers an exchange that was received."""

@@ -18,7 +18,7 @@ from tests.sim.node_moves import Node
 from tests.sim.options import NO_MUTATION, Mutations, Options
 from tests.sim.records import IDS, SLOTS
 from tests.sim.router import Client, Router
-from tests.sim.schedule import Peer, Process, Schedule
+from tests.sim.schedule import CallError, Peer, Process, Schedule
 
 FAULTS_END = 600.0
 """Ticks after which nothing goes wrong any more, if there is still anything to do."""
@@ -59,9 +59,7 @@ def simulate(
     except Violation as found:
         violation = str(found)
     schedule = world.schedule
-    return Outcome(
-        violation, schedule.events, schedule.now, world.checks.stages, schedule.trace
-    )
+    return Outcome(violation, schedule.events, schedule.now, world.checks.stages, schedule.trace)
 
 
 class World:
@@ -73,9 +71,7 @@ class World:
     ) -> None:  # fmt: skip
         self.options = options
         self.schedule = Schedule(rng, options, tracing=tracing)
-        self.checks = Checks(
-            self.schedule, strict=strict, copy_faults=options.copy_fault > 0.0
-        )
+        self.checks = Checks(self.schedule, strict=strict, copy_faults=options.copy_fault > 0.0)
         owners = ["base"] * SLOT_COUNT
         for slot in SLOTS:
             owners[slot] = rng.choice(options.owners)
@@ -138,13 +134,16 @@ class World:
         return not self._busy and (move is None or move.ended)
 
     def _look_at_everything(self) -> None:
-        """At rest every router answers, and each finds the same."""
+        """At rest every router answers; the checks see whether it is the truth."""
         for router in self.routers:
-            client = Client(self.schedule, "last", self.checks, [router], self.options)
-            answered: list[object] = []
-            self.schedule.start(client, client.read(None), lambda v, e, a=answered: a.append(e))
-            self.schedule.run(self.schedule.now + LIMIT, lambda a=answered: bool(a))
-            self.checks.require(answered == [None], f"{router.name} does not answer at rest")
+            self.checks.require(self._answers(router), f"{router.name} does not answer at rest")
+
+    def _answers(self, router: Router) -> bool:
+        client = Client(self.schedule, "last", self.checks, [router], self.options)
+        failures: list[CallError | None] = []
+        self.schedule.start(client, client.read(None), lambda _, error: failures.append(error))
+        self.schedule.run(self.schedule.now + LIMIT, lambda: bool(failures))
+        return failures == [None]
 
     # ------------------------------------------------------------------------------ the user
 
