@@ -169,7 +169,9 @@ class Layout:
             fresh.mkdir()
             _sync(self.shards)
         except OSError as error:
-            raise Unavailable(f"cannot make {fresh}: {error.strerror}; repeat it then") from None
+            raise Unavailable(
+                f"cannot make {fresh}: {error.strerror}; mend it and repeat", retry_after=1.0
+            ) from None
         return fresh.name
 
     def put_aside(self, shard: str) -> Path:
@@ -194,7 +196,8 @@ class Layout:
             _sync(self.shards)
         except OSError as error:
             raise Unavailable(
-                f"cannot move {source} to {removed}: {error.strerror}; repeat it then"
+                f"cannot move {source} to {removed}: {error.strerror}; mend it and repeat",
+                retry_after=1.0,
             ) from None
         return there[-1]
 

@@ -55,7 +55,9 @@ class Nodes:
             await child.first_ready()
         except Unavailable as ended:
             self._forget(name, child)
-            raise Unavailable(f"{ended.message}, in the log of `up`; mend it, repeat") from None
+            raise Unavailable(
+                f"{ended.message}, in the log of `up`; mend it and repeat", retry_after=1.0
+            ) from None
         return name, self._layout.address_of(name)
 
     async def stop(self, name: str) -> Path:

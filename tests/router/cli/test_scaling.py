@@ -278,6 +278,12 @@ def test_add_says_what_to_do_next(router: ScriptedRouter) -> None:
     ]
 
 
+def test_what_a_router_says_is_not_taken_for_no_router(router: ScriptedRouter) -> None:
+    router.will("AddShard", Unavailable("shard-4 ended before it served"))
+    said = "chroma-router: shard-4 ended before it served\n"
+    assert run("shards", "add") == (1, "", said)
+
+
 def test_drain_waits_and_says_what_to_do_next(router: ScriptedRouter) -> None:
     router.will("DrainShard", cluster_pb2.DrainShardResponse(rebalance=rebalance()))
     router.will("GetRebalance", *now(rebalance(DONE)))
