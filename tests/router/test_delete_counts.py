@@ -71,6 +71,8 @@ class World:
 
     async def move(self) -> None:
         async with self.moving:
+            if not self.moves_left:
+                return
             self.moves_left -= 1
             shards = self.router.shards
             source, target = self.rng.sample(sorted(shards), 2)
