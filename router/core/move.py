@@ -356,7 +356,7 @@ def _cancelling(move: Move) -> Run:
     while not _is(bool, (yield Drop(move.target))):
         pass
     yield EndArrival()
-    return _is(Move, (yield Enter(Stage.CANCELLED)))
+    return _is(Move, (yield Enter(Stage.CANCELLED, move.problem)))  # which says why
 
 
 _STAGES = {

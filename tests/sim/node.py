@@ -167,11 +167,11 @@ class NodeBase(Peer):
         if epoch > self.disk.epoch:
             yield 0.5
             disk = self.disk
-            lost, gained = disk.owned - owned, owned - disk.owned
             disk.epoch, disk.owned = epoch, owned
             disk.fences = {m: f for m, f in disk.fences.items() if f.next_epoch > epoch}
-            disk.captures = {m: c for m, c in disk.captures.items() if not c.slots & lost}
-            disk.arrivals = {m: a for m, a in disk.arrivals.items() if not a.slots & gained}
+            # What is now owned, not what was lost or gained: the row before may be of any age.
+            disk.captures = {m: c for m, c in disk.captures.items() if c.slots <= owned}
+            disk.arrivals = {m: a for m, a in disk.arrivals.items() if not a.slots & owned}
             self.read_fenced &= disk.fences.keys()
         if self.grant is None or self.grant.epoch < epoch:
             self.grant = Grant(epoch, owned)

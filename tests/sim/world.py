@@ -80,6 +80,8 @@ class World:
             name: Node(self.schedule, name, self.checks, options, mutations) for name in NODES
         }
         self.checks.nodes = self.nodes
+        for name, node in self.nodes.items():
+            node.disk.epoch, node.disk.owned = 1, owned_by(self.catalog.slot_map, name)
         for record_id in IDS:
             if rng.random() < options.loaded:
                 record = (0, 0, 0, rng.randrange(2))
