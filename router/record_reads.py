@@ -5,11 +5,13 @@ out, is `router.scatter`'s business. A call of a client carries one ReadCall thr
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from chroma_router.v1 import shard_pb2, types_pb2
 from chroma_router.wire.errors import Overloaded, Reason
 from router.concurrency import computed
+from router.core.agreement import QuerySample, QuerySamples
 from router.core.limits import Limits
 from router.core.merge import (
     MergedRows,
@@ -38,13 +40,30 @@ BY_SEQUENCE = shard_pb2.ROW_ORDER_UNSPECIFIED
 BY_SLOT = shard_pb2.ROW_ORDER_SLOT
 
 
+@dataclass(frozen=True, slots=True)
+class ShardPages:
+    """The next rows of each shard that was asked, all at one epoch."""
+
+    entry: CollectionEntry
+    """With that epoch."""
+    by_shard: Mapping[str, shard_pb2.ShardGetResponse]
+
+
 class RecordReads:
     """Reads over all shards of a collection, each from one epoch."""
 
-    def __init__(self, directory: Directory, path: ReadPath, limits: Limits) -> None:
+    def __init__(
+        self,
+        directory: Directory,
+        path: ReadPath,
+        limits: Limits,
+        samples: QuerySamples | None = None,
+    ) -> None:
+        """`samples` are given the queries that can be replayed, if anyone wants them."""
         self._directory = directory
         self._path = path
         self._limits = limits
+        self._samples = samples
 
     async def nearest(
         self,
@@ -71,6 +90,9 @@ class RecordReads:
         dimension = len(embeddings[0]) // FLOAT_BYTES
         if entry.dimension_state is DimensionState.FIXED and entry.dimension != dimension:
             raise dimension_refusal(entry.dimension, dimension)
+        if self._samples is not None and not chosen.by_ids:
+            sample = QuerySample(embeddings[0], n_results, chosen.SerializeToString())
+            self._samples.add(entry.id, sample)
 
         def requests(entry: CollectionEntry) -> dict[str, shard_pb2.ShardQueryRequest]:
             return {
@@ -93,8 +115,9 @@ class RecordReads:
             lambda shard, part, seconds: shard.client.query(part, seconds),
             lambda answer: answer.owned_records,
         )
-        rows = sum(len(part.ids) for answer in answers for part in answer.results)
-        return await computed(rows, _merged, answers, len(embeddings), n_results)
+        found = list(answers.values())
+        rows = sum(len(part.ids) for answer in found for part in answer.results)
+        return await computed(rows, _merged, found, len(embeddings), n_results)
 
     async def contents(
         self,
@@ -142,7 +165,7 @@ class RecordReads:
             lambda shard, part, seconds: shard.client.count(part, seconds),
             lambda answer: answer.count,
         )
-        return sum(answer.count for answer in answers)
+        return sum(answer.count for answer in answers.values())
 
     async def keys(
         self,
@@ -184,8 +207,8 @@ class RecordReads:
         order: shard_pb2.RowOrder = BY_SEQUENCE,
     ) -> MergedRows:
         """The next rows of the chosen records over all shards; keys only if `include` is None."""
-        answers = await self.shard_pages(call, entry, chosen, after, limit, include, order=order)
-        pages = [ShardRows(a.sequences, a.ids, a.records, a.more) for a in answers]
+        of = await self.shard_pages(call, entry, chosen, after, limit, include, order=order)
+        pages = [ShardRows(a.sequences, a.ids, a.records, a.more) for a in of.by_shard.values()]
         return await computed(sum(len(page.ids) for page in pages), merge_rows, pages, limit)
 
     async def shard_pages(
@@ -198,11 +221,14 @@ class RecordReads:
         include: Sequence[types_pb2.Include] | None,
         deleted_by: str = "",
         order: shard_pb2.RowOrder = BY_SEQUENCE,
-    ) -> list[shard_pb2.ShardGetResponse]:
+    ) -> ShardPages:
         """The next rows of each shard; `deleted_by` is the contract's."""
         place = shard_pb2.Position(sequence=after[0], id=after[1]) if after else None
+        used = entry
 
         def requests(entry: CollectionEntry) -> dict[str, shard_pb2.ShardGetRequest]:
+            nonlocal used
+            used = entry
             parts = _filters(entry, chosen)
             # A slot's records are all on one shard, and slots are dealt evenly: where the order is
             # theirs, each shard has about its part of a page, and more would be read in vain.
@@ -223,13 +249,14 @@ class RecordReads:
                 for shard, part in parts.items()
             }
 
-        return await self._path.read(
+        answers = await self._path.read(
             call,
             entry,
             requests,
             lambda shard, part, seconds: shard.client.get(part, seconds),
             lambda answer: answer.owned_records,
         )
+        return ShardPages(used, answers)
 
 
 def _merged(

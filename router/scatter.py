@@ -3,6 +3,9 @@
 `consistently` repeats a whole read when a node refuses it as stale (invariant 3), after the
 directory has brought node or router up to date; `scatter` makes the calls of one round. `read` does
 both for a call that may allow shards to be missing.
+
+A read that a fence refuses is held until the slots have their new owner. That is nobody's failure:
+it counts against no bound but the deadline.
 """
 
 import asyncio
@@ -12,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from chroma_router.v1 import types_pb2
-from chroma_router.wire.errors import ClusterError, DeadlineExpired, Stale, Unavailable
+from chroma_router.wire.errors import ClusterError, DeadlineExpired, Reason, Stale, Unavailable
 from router.cluster import Cluster, Shard
 from router.core.coverage import ToldCounts, coverage, straggler_patience
 from router.core.model import CollectionEntry
@@ -86,8 +89,8 @@ class ReadPath:
         requests: Callable[[CollectionEntry], Mapping[str, _Request]],
         ask: Callable[[Shard, _Request, float], Awaitable[_Answer]],
         owned_records: Callable[[_Answer], int],
-    ) -> list[_Answer]:
-        """The shards' answers, from one epoch, in the order of `requests(entry)`.
+    ) -> dict[str, _Answer]:
+        """The shards' answers by shard, from one epoch, in the order of `requests(entry)`.
 
         `ask` is given the seconds that it has. If the call allows it, a shard that does not answer
         is left out: at once when it is unreachable, by straggler_patience when it says nothing.
@@ -95,7 +98,7 @@ class ReadPath:
         """
         away: dict[str, ClusterError] = {}
 
-        async def once(entry: CollectionEntry) -> list[_Answer]:
+        async def once(entry: CollectionEntry) -> dict[str, _Answer]:
             parts = requests(entry)
             answers = await self._asked(call, away, parts, ask)
             told = {shard: owned_records(answer) for shard, answer in answers.items()}
@@ -103,10 +106,14 @@ class ReadPath:
             if call.allow_partial:
                 slots = Counter(entry.slot_map.owners)
                 call.note({shard: slots[shard] for shard in parts}, self._told.of(entry.id))
-            return list(answers.values())
+            return answers
 
+        fenced_until: dict[str, float] = {}
         answers = await self._repeated(
-            entry, call.deadline, once, lambda e, r: self._reconciled(call, away, e, r)
+            entry,
+            call.deadline,
+            once,
+            lambda e, r: self._reconciled(call, away, fenced_until, e, r),
         )
         call.missing |= away
         return answers
@@ -179,21 +186,27 @@ class ReadPath:
         self,
         call: ReadCall,
         away: dict[str, ClusterError],
+        fenced_until: dict[str, float],
         entry: CollectionEntry,
         refused: Stale,
     ) -> CollectionEntry:
         """Brings node or router up to date. In a partial read a node that cannot be is left out:
-        it has begun anew and loads, or went away meanwhile."""
+        it has begun anew and loads, or went away meanwhile, or a fence there does not end."""
         if not call.allow_partial:
             return await self._directory.reconcile(entry, refused)
         shard, began = refused.metadata["shard"], time.monotonic()
+        until = began + straggler_patience(0.0, call.left)
+        why = "has begun anew and was not ready"
+        if refused.reason is Reason.SLOTS_FENCED:
+            # It refuses again and again, each time at once: its patience is one for all of them.
+            until = fenced_until.setdefault(shard, until)
+            why = "has slots that are moving away and did not let go of them"
         try:
-            async with asyncio.timeout(straggler_patience(0.0, call.left)):
+            async with asyncio.timeout(until - began):
                 return await self._directory.reconcile(entry, refused)
         except TimeoutError:
             away[shard] = Unavailable(
-                f"shard {shard} has begun anew and was not ready within "
-                f"{time.monotonic() - began:.3f} s; repeat the request",
+                f"shard {shard} {why} within {time.monotonic() - began:.3f} s; repeat the request",
                 metadata={"shard": shard},
                 retry_after=1.0,
             )
@@ -225,15 +238,21 @@ class ReadPath:
     ) -> _Answer:
         patience = min(deadline, time.monotonic() + UNAVAILABLE_WINDOW)
         refused: Stale | None = None
-        for attempt in range(ROUNDS):
+        attempt = 0
+        while attempt < ROUNDS:
             try:
                 left = max(0.0, deadline - time.monotonic()) + OWN_EXPIRY_SECONDS
                 async with asyncio.timeout(left):
                     if refused is not None:
+                        began, held = time.monotonic(), refused.reason is Reason.SLOTS_FENCED
                         entry = await reconcile(entry, refused)
+                        if held:
+                            patience = min(deadline, patience + time.monotonic() - began)
+                    entry = await self._directory.usable(entry)
                     return await read(entry)
             except Stale as error:
                 refused = error
+                attempt += error.reason is not Reason.SLOTS_FENCED
             except TimeoutError:
                 raise DeadlineExpired(
                     "the shards did not answer within the deadline; give the call more time"
@@ -243,6 +262,7 @@ class ReadPath:
                     raise
                 delay = backoff(attempt, RETRY_BASE, RETRY_CAP, jitter=0.5)
                 await asyncio.sleep(min(delay, max(0.0, patience - time.monotonic())))
+                attempt += 1
         raise Unavailable(
             f"collection [{entry.name}] kept changing its epoch; repeat the request",
             retry_after=1.0,
@@ -308,7 +328,18 @@ def _flat(failures: BaseExceptionGroup[ClusterError]) -> list[ClusterError]:
 
 
 def _worst(errors: list[ClusterError]) -> ClusterError:
-    """Of several shards' errors the one to act on: what can never succeed, then what is stale."""
-    return min(
-        errors, key=lambda e: (isinstance(e, Unavailable | Stale), isinstance(e, Unavailable))
-    )
+    """Of several shards' errors the one to act on: what can never succeed, then what is stale, and
+    of that rather what is known to have changed than a fence, behind which it will change."""
+
+    def rank(error: ClusterError) -> int:
+        match error:
+            case Unavailable():
+                return 3
+            case Stale(reason=Reason.SLOTS_FENCED):
+                return 2
+            case Stale():
+                return 1
+            case _:
+                return 0
+
+    return min(errors, key=rank)

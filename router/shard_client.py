@@ -1,10 +1,12 @@
 """One shard node as the router sees it: a channel, the handshake, and calls with deadlines.
 
-Owns the gRPC channel and what is known of the node's present boot. It translates every failed call
-into the error tree, naming the shard, and never decides what to do about it.
+Owns the gRPC channel. It translates every failed call into the error tree, naming the shard, and
+never decides what to do about it.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import grpc
@@ -22,6 +24,7 @@ from chroma_router.wire.errors import (
 from chroma_router.wire.status import carries_details, from_rpc_error
 from chroma_router.wire.version import PROTOCOL_VERSION, VERSION
 from router.core.sequence import SequenceClock
+from router.shard_moves import ShardMoves
 
 MAX_MESSAGE_BYTES = 64 << 20
 """The largest message between router and node, and between router and client."""
@@ -46,7 +49,6 @@ CHANNEL_OPTIONS = (
     ("grpc.enable_retries", 0),
 )
 
-_Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response", bound=Message)
 
 
@@ -60,10 +62,22 @@ class ShardClient:
         self._clock = clock
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub = shard_pb2_grpc.ShardServiceStub(self._channel)
+        self.moves = ShardMoves(self._stub, self._call)
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closing = False
 
-    async def close(self) -> None:
-        """Ends the channel; calls under way fail."""
-        await self._channel.close()
+    async def close(self, grace: float = 0.0) -> None:
+        """Takes no more calls, and ends the channel when those under way have ended; those that
+        have not within `grace` seconds fail as Unavailable. So do later ones."""
+        self._closing = True
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await self._idle.wait()
+        finally:
+            await self._channel.close()
 
     async def hello(self) -> str:
         """Agrees on cluster and protocol with the node; returns its boot id.
@@ -132,24 +146,59 @@ class ShardClient:
 
     async def holdings(self, timeout: float) -> AsyncIterator[shard_pb2.ListHoldingsResponse]:
         """Tells which collections the node holds, one after another."""
-        try:
+        with self._under_way():
             async for holding in self._stub.ListHoldings(
                 shard_pb2.ListHoldingsRequest(), timeout=timeout
             ):
                 yield holding
-        except grpc.aio.AioRpcError as error:
-            raise self._translated(error) from None
+
+    async def slot_counts(self, timeout: float) -> list[shard_pb2.ListSlotCountsResponse]:
+        """How many records each slot of each collection has on the node, owned or not."""
+        request = shard_pb2.ListSlotCountsRequest()
+        with self._under_way():
+            return [counts async for counts in self._stub.ListSlotCounts(request, timeout=timeout)]
 
     async def _call(
         self,
         method: Callable[..., Awaitable[_Response]],
-        request: _Request,
+        request: Message,
         timeout: float,
     ) -> _Response:
-        try:
+        with self._under_way():
             return await method(request, timeout=timeout)
+
+    @contextlib.contextmanager
+    def _under_way(self) -> Iterator[None]:
+        """Around each call: it is waited for when the channel is closed; its error translated."""
+        if self._closing:
+            raise self._closed()
+        self._calls += 1
+        self._idle.clear()
+        try:
+            yield
         except grpc.aio.AioRpcError as error:
             raise self._translated(error) from None
+        except asyncio.CancelledError:
+            if self._was_cut_off():
+                raise self._closed() from None
+            raise
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._idle.set()
+
+    def _was_cut_off(self) -> bool:
+        """Whether the call under way ends because its channel was closed, and gRPC cancels it: it
+        looks as if its task had been cancelled, which nobody has done."""
+        task = asyncio.current_task()
+        return self._closing and task is not None and not task.cancelling()
+
+    def _closed(self) -> Unavailable:
+        return Unavailable(
+            f"shard {self.name} is no longer reached at {self.address}; repeat the request",
+            metadata={"shard": self.name},
+            retry_after=0.1,
+        )
 
     def _translated(self, error: grpc.aio.AioRpcError) -> ClusterError:
         found = from_rpc_error(error)

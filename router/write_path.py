@@ -2,26 +2,39 @@
 
 A write is split by the owner of each record's slot, goes to the queues of the shards concerned, and
 is acknowledged when all of them applied it (invariant 4). Parts that a node refuses as stale are
-routed again at the newer epoch under the same identity, so that each record is applied once. When
-something fails, the error says which shards applied their part, which refused it, and which have
-not said (invariant 8).
+routed again at the newer epoch under the same identity, so that each record is applied once; those
+that a fence refuses wait here until their slots have a new owner. When something fails, the error
+says which shards applied their part, which refused it, and which have not said (invariant 8).
+
+**Deletes with a condition** (`Write.counted`) report how many records they deleted, and a move may
+come between two of their parts. Let D(s) be the number of records of slot s that were deleted under
+the request's identity. A node remembers D(s) together with the deletion; outcomes travel with the
+records when slots move, so at any epoch the owner of s has D(s), and applies the delete in s no
+second time once it was complete there. A node's answer at an epoch is the sum of D(s) over the
+slots that it owns at that epoch: also those of other parts of the request, that it applied before
+or that moved there. So answers of different epochs must never be added: s would count twice if it
+moved to a shard that answers later, and never if it moved to one that has answered. Of one epoch
+they always may, for each slot has one owner in it (invariant 1) and a node answers at no other
+(invariant 3). Therefore, if one part is stale, *all* are repeated at the epoch that comes next,
+under the same identity, and only the last round's answers count. Shards that had applied theirs
+answer from memory. The slots of shards that get no part have D(s) = 0, as none of the ids is in
+them; where the router chose the ids and an earlier try may have had others, they are chosen anew
+at the new epoch (`Choose`), together with what the shards that get no part remember.
 """
 
 import asyncio
 import time
-from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 
 import structlog
 
-from chroma_router.v1 import shard_pb2, types_pb2
+from chroma_router.v1 import shard_pb2
 from chroma_router.wire.errors import (
     ClusterError,
     DeadlineExpired,
-    InvalidRequest,
-    OutcomeUnknown,
+    Overloaded,
+    Reason,
     Stale,
     Unavailable,
 )
@@ -30,11 +43,12 @@ from router.cluster import Cluster
 from router.core.model import CollectionEntry, DimensionState
 from router.core.plan import split_by_shard
 from router.core.retry import backoff
-from router.core.schema import MetadataType, may_grow
+from router.core.schema import may_grow
 from router.core.sequence import SequenceClock
 from router.core.validate import dimension_refusal
 from router.directory import Directory
-from router.write_queue import PendingWrite
+from router.write_course import Course, Part, Refused, Write, first_error
+from router.write_queue import EXPIRED_RETRY_AFTER, NOT_APPLIED, PendingWrite
 
 log = structlog.get_logger(__name__)
 
@@ -42,76 +56,24 @@ RETRY_BASE, RETRY_CAP = 0.05, 1.0
 """Seconds of back-off before a node that is away is asked again whether it is up to date."""
 
 STALE_ROUNDS = 20
-"""How often the parts of one write are routed anew before the router gives up."""
+"""How often the parts of one write are routed anew before the router gives up. What a fence refuses
+does not count: it is held as long as its deadline allows."""
 
-MAX_REPORTED_BYTES = 2048
-"""How many bytes of ids each list of a WriteOutcome may have, as documented in types.proto: error
-details travel in HTTP/2 headers, of which gRPC takes 8 KiB by default."""
+Choose = Callable[[CollectionEntry], Awaitable[tuple[CollectionEntry, Write]]]
+"""Chooses the ids of a write for the entry's epoch or a later one; with the entry of that epoch."""
 
 
 @dataclass(frozen=True, slots=True)
-class Write:
-    """A checked client write on its way to the shards."""
+class _Round:
+    """What is sent at once, at one epoch."""
 
-    kind: shard_pb2.OperationKind
-    request_id: str
-    ids: Sequence[str]
-    records: Sequence[bytes] = ()
-    """Serialized Records in the order of `ids`; none for a delete."""
-    sequences: Sequence[int] = ()
-    """In the order of `ids`; none for update and delete."""
-    where: str = ""
-    where_document: str = ""
-    digest: int = 0
-    """A hash of the client's whole request; a request id stands for one digest."""
-    to_all_shards: bool = False
-    """A delete by condition alone: it has no ids and goes to every shard of the collection."""
-    metadata_types: frozenset[MetadataType] = frozenset()
-    """The keys and types of the records' metadata."""
-
-
-@dataclass(slots=True)
-class _Part:
-    """What of a write goes to one shard: positions in `Write.ids`."""
-
-    shard: str
-    positions: list[int]
-    pending: PendingWrite
-
-    @property
-    def applied(self) -> bool:
-        """Whether the shard has said that it applied it."""
-        done = self.pending.done
-        return done.done() and not done.cancelled() and done.exception() is None
-
-    @property
-    def surely_not_applied(self) -> bool:
-        """Whether it is certain that nothing of it was applied, nor will be.
-
-        A node looks into its memory of the request before it finds a write invalid, so that answer
-        holds for earlier tries too.
-        """
-        done = self.pending.done
-        if not done.done() or done.cancelled() or self.applied:
-            return False
-        error = done.exception()
-        if isinstance(error, OutcomeUnknown):
-            return False
-        return not self.pending.maybe_applied or isinstance(error, InvalidRequest)
-
-
-@dataclass(slots=True)
-class _Course:
-    """How a write went: all parts of all rounds, and the errors that ended it."""
-
-    parts: list[_Part] = field(default_factory=list)
-    failed: list[tuple[_Part, ClusterError]] = field(default_factory=list)
-    deleted: int = 0
-
-    @property
-    def any_applied(self) -> bool:
-        """Whether a shard has said that it applied a part."""
-        return any(part.applied for part in self.parts)
+    entry: CollectionEntry
+    write: Write
+    positions: Sequence[int]
+    uncertain: frozenset[int] = frozenset()
+    """Positions that an earlier round may have applied, for all that has been heard."""
+    all_uncertain: bool = False
+    """So for every part, whichever its positions."""
 
 
 class WritePath:
@@ -137,25 +99,31 @@ class WritePath:
         return range(base, base + count)
 
     async def write(
-        self, entry: CollectionEntry, write: Write, dimension: int | None, deadline: float
+        self,
+        entry: CollectionEntry,
+        write: Write,
+        dimension: int | None,
+        deadline: float,
+        choose: Choose | None = None,
     ) -> int:
-        """Applies a write; returns the sum of what the shards report as deleted.
+        """Applies a write; returns how many records the shards report as deleted.
 
         `dimension` is that of the write's embeddings, None if it carries none. `deadline` is on the
-        clock of time.monotonic(). Raises the error of the first part that failed, with a
-        WriteOutcome among its details.
+        clock of time.monotonic(). `choose` made this write for this entry, and is asked again when
+        the epoch is another. Raises the error of the first part that failed, with a WriteOutcome
+        among its details.
         """
         claim = await self._claim(entry, dimension)
-        course = _Course()
+        course = Course()
         try:
-            await self._apply(claim or entry, write, deadline, course)
+            await self._apply(claim or entry, write, deadline, course, choose)
         finally:
             if claim is not None:
                 # In a task of its own: a caller that goes away must not leave it undone.
                 settling = self._tasks.create_task(self._settle_claim(claim, course))
                 await asyncio.shield(settling)
         if course.failed:
-            raise _first_error(write, course)
+            raise first_error(write, course)
         if may_grow(entry.schema_json, write.metadata_types):
             shards = sorted({part.shard for part in course.parts})
             await self._directory.learn_schema(entry, shards, write.metadata_types, deadline)
@@ -196,9 +164,9 @@ class WritePath:
         """The caller went away before anything was sent: its claim is taken back."""
         claimed = await claiming
         if isinstance(claimed, CollectionEntry):
-            await self._settle_claim(claimed, _Course())
+            await self._settle_claim(claimed, Course())
 
-    async def _settle_claim(self, claim: CollectionEntry, course: _Course) -> None:
+    async def _settle_claim(self, claim: CollectionEntry, course: Course) -> None:
         """Fixes the proposed dimension once a part was applied; gives the claim back when provably
         nothing was, nor will be; else leaves it: the proposal stands until an apply is known."""
         if claim.dimension is None or claim.dimension_state is DimensionState.FIXED:
@@ -215,84 +183,121 @@ class WritePath:
             log.warning("claim_not_settled", collection=claim.id, error=error.message)
 
     async def _apply(
-        self, entry: CollectionEntry, write: Write, deadline: float, course: _Course
+        self,
+        entry: CollectionEntry,
+        write: Write,
+        deadline: float,
+        course: Course,
+        choose: Choose | None,
     ) -> None:
-        positions = list(range(len(write.ids)))
-        uncertain: frozenset[int] = frozenset()
-        stale: list[tuple[_Part, Stale]] = []
-        for _ in range(STALE_ROUNDS):
-            try:
-                parts = self._submit(entry, write, positions, uncertain, deadline)
-            except ClusterError as failure:
-                if not stale:
-                    raise
-                course.failed.extend((part, failure) for part, _ in stale)
-                return
-            course.parts += parts
-            await _finished(parts, deadline)
-            stale = self._gather(parts, course)
-            if not stale:
-                return
+        """Sends round after round, until no part is refused as stale."""
+        this = _Round(entry, write, range(len(write.ids)))
+        refused: list[Refused] = []
+        rounds = 0
+        while rounds < STALE_ROUNDS:
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                    entry = await self._reconciled(entry, [error for _, error in stale])
-            except TimeoutError:
-                course.failed.extend((part, part.pending.expired()) for part, _ in stale)
+                    if refused:
+                        this = await self._rerouted(this, course, refused, choose)
+                    this, parts = await self._submitted(this, refused, choose, deadline)
+            except (TimeoutError, ClusterError) as failure:
+                known = failure if isinstance(failure, ClusterError) else None
+                if refused:
+                    course.fail(refused, known)
+                    return
+                raise known or Unavailable(NOT_APPLIED, retry_after=EXPIRED_RETRY_AFTER) from None
+            replaced = course.parts if write.counted else [part for part, _ in refused]
+            course.parts = [part for part in course.parts if part not in replaced] + parts
+            if write.counted:
+                course.deleted = this.write.deleted_elsewhere
+            await _finished(parts, deadline)
+            refused = self._gather(parts, course)
+            if write.counted and course.failed:  # a repeat would go to those that failed as well
+                course.fail(refused, course.failed[0][1])
                 return
-            except ClusterError as failure:
-                course.failed.extend((part, failure) for part, _ in stale)
+            if not refused:
                 return
-            positions = [p for part, _ in stale for p in part.positions]
-            uncertain = frozenset(
-                p for part, _ in stale if part.pending.uncertain for p in part.positions
-            )
-            if write.to_all_shards:
-                # Shards that applied it answer again from memory; all of them count anew.
-                course.deleted = 0
-        course.failed.extend(
-            (part, Unavailable("the slot map kept changing; repeat the write", retry_after=1.0))
-            for part, _ in stale
-        )
+            rounds += any(error.reason is not Reason.SLOTS_FENCED for _, error in refused)
+        kept_changing = Unavailable("the slot map kept changing; repeat the write", retry_after=1.0)
+        course.fail(refused, kept_changing)
 
-    def _gather(self, parts: Sequence[_Part], course: _Course) -> list[tuple[_Part, Stale]]:
+    def _gather(self, parts: Sequence[Part], course: Course) -> list[Refused]:
         """Enters what became of one round's parts; returns those to be routed again."""
-        stale: list[tuple[_Part, Stale]] = []
+        refused: list[Refused] = []
         for part in parts:
             error = part.pending.done.exception()
             if error is None:
                 course.deleted += part.pending.done.result()
             elif isinstance(error, Stale):
-                stale.append((part, error))
+                refused.append((part, error))
             else:
                 assert isinstance(error, ClusterError)
                 course.failed.append((part, error))
-        return stale
+        return refused
+
+    async def _rerouted(
+        self, last: _Round, course: Course, refused: Sequence[Refused], choose: Choose | None
+    ) -> _Round:
+        """The next round, once router and nodes are up to date."""
+        entry = await self._reconciled(last.entry, [error for _, error in refused])
+        if last.write.counted:
+            # All are asked again, those that have applied it too: if any has, or may have, then of
+            # nothing that fails from here on it is known that it was not applied.
+            sent = any(part.applied or part.pending.uncertain for part in course.parts)
+            positions = range(len(last.write.ids))
+            return await _at(entry, replace(last, positions=positions, all_uncertain=sent), choose)
+        return _Round(
+            entry,
+            last.write,
+            [p for part, _ in refused for p in part.positions],
+            frozenset(p for part, _ in refused if part.pending.uncertain for p in part.positions),
+        )
 
     async def _reconciled(
         self, entry: CollectionEntry, refusals: Sequence[Stale]
     ) -> CollectionEntry:
         """Brings router and nodes up to date; waits for a node that is away (until cancelled)."""
-        attempt = 0
-        left = list(refusals)
+        newest, attempt = entry, 0
+        # Fences last: what the others know may be what a fence waits for.
+        left = sorted(refusals, key=lambda error: error.reason is Reason.SLOTS_FENCED)
         while left:
             try:
-                entry = await self._directory.reconcile(entry, left[0])
+                found = await self._directory.reconcile(entry, left[0])
+                newest = max(newest, found, key=lambda e: (e.slot_map.epoch, e.version))
                 left.pop(0)
             except (Unavailable, Stale, DeadlineExpired) as error:
                 log.info("reconcile_repeated", collection=entry.id, error=error.message)
                 await asyncio.sleep(backoff(attempt, RETRY_BASE, RETRY_CAP, jitter=0.5))
                 attempt += 1
-        return entry
+        return newest
 
-    def _submit(
+    async def _submitted(
         self,
-        entry: CollectionEntry,
-        write: Write,
-        positions: Sequence[int],
-        uncertain: frozenset[int],
+        this: _Round,
+        refused: Sequence[Refused],
+        choose: Choose | None,
         deadline: float,
-    ) -> list[_Part]:
+    ) -> tuple[_Round, list[Part]]:
+        """The round as it was sent, and its parts in their queues.
+
+        When many held writes go on at once, a queue may have no room for all of them: those that
+        only a fence has held up wait for it. Raises Overloaded at the deadline, or at once for
+        others; whatever `_submit` raises.
+        """
+        held = bool(refused) and all(error.reason is Reason.SLOTS_FENCED for _, error in refused)
+        while True:
+            this = await _at(await self._directory.usable(this.entry), this, choose)
+            try:
+                return this, self._submit(this, deadline)
+            except Overloaded as full:
+                pause = full.retry_after or 0.0
+                if not held or time.monotonic() + pause >= deadline:
+                    raise
+                await asyncio.sleep(pause)
+
+    def _submit(self, this: _Round, deadline: float) -> list[Part]:
         """Puts every part into its shard's queue, or none of them if one has no room."""
+        entry, write, positions = this.entry, this.write, this.positions
         if write.to_all_shards:
             split: dict[str, list[int]] = {shard: [] for shard in entry.slot_map.shards}
         else:
@@ -301,14 +306,22 @@ class WritePath:
         parts = []
         for shard, chosen in split.items():
             pending = PendingWrite(_operation(entry, write, chosen), deadline)
-            pending.uncertain = not uncertain.isdisjoint(chosen)
-            parts.append(_Part(shard, chosen, pending))
+            pending.uncertain = this.all_uncertain or not this.uncertain.isdisjoint(chosen)
+            parts.append(Part(shard, chosen, pending))
         queues = [(self._cluster.shard(part.shard).queue, part.pending) for part in parts]
         for queue, pending in queues:
             queue.check_room(1, pending.size)
         for queue, pending in queues:
             queue.submit(pending)
         return parts
+
+
+async def _at(entry: CollectionEntry, this: _Round, choose: Choose | None) -> _Round:
+    """The round for that entry; ids that the router chose are those of its epoch."""
+    if choose is None or entry.slot_map.epoch == this.entry.slot_map.epoch:
+        return replace(this, entry=entry)
+    entry, write = await choose(entry)
+    return replace(this, entry=entry, write=write, positions=range(len(write.ids)))
 
 
 def _operation(
@@ -328,7 +341,7 @@ def _operation(
     )
 
 
-async def _finished(parts: Sequence[_Part], deadline: float) -> None:
+async def _finished(parts: Sequence[Part], deadline: float) -> None:
     """Waits until every part is done or the deadline has passed; late parts fail as expired."""
     pending = [part.pending for part in parts]
     if not pending:
@@ -343,49 +356,3 @@ async def _finished(parts: Sequence[_Part], deadline: float) -> None:
             if not write.done.done():
                 write.done.set_exception(write.expired())
                 write.done.exception()
-
-
-def _first_error(write: Write, course: _Course) -> ClusterError:
-    """The error of the whole write: the refusal of a part if there is one, else what is unknown."""
-
-    def rank(item: tuple[_Part, ClusterError]) -> int:
-        error = item[1]
-        if isinstance(error, InvalidRequest):
-            return 0
-        return 1 if isinstance(error, OutcomeUnknown) else 2
-
-    _, error = min(course.failed, key=rank)
-    parts = [part for part, _ in course.failed]
-    refused = [part for part in parts if part.surely_not_applied]
-    unknown = [part for part in parts if not part.surely_not_applied]
-    outcome = types_pb2.WriteOutcome(
-        request_id=write.request_id,
-        applied_shards=sorted(
-            {part.shard for part in course.parts if part.applied} - {part.shard for part in parts}
-        ),
-        refused_shards=sorted({part.shard for part in refused}),
-        unknown_shards=sorted({part.shard for part in unknown}),
-        refused_ids=_ids(write, refused),
-        unknown_ids=_ids(write, unknown),
-        refused_count=sum(len(part.positions) for part in refused),
-        unknown_count=sum(len(part.positions) for part in unknown),
-    )
-    summary = (
-        f" [applied: {', '.join(outcome.applied_shards) or 'none'}; refused: "
-        f"{', '.join(outcome.refused_shards) or 'none'}; unknown: "
-        f"{', '.join(outcome.unknown_shards) or 'none'}; request id {write.request_id}]"
-    )
-    return type(error)(
-        error.message + (summary if len(course.parts) > 1 else ""),
-        error.reason,
-        metadata={**error.metadata, "request_id": write.request_id},
-        retry_after=error.retry_after,
-        details=(outcome,),
-    )
-
-
-def _ids(write: Write, parts: Sequence[_Part]) -> list[str]:
-    """The ids of these parts, as many as may be reported."""
-    ids = [write.ids[p] for part in parts for p in part.positions]
-    ends = accumulate(len(record_id.encode()) for record_id in ids)
-    return ids[: bisect_right(list(ends), MAX_REPORTED_BYTES)]

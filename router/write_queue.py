@@ -25,6 +25,7 @@ from chroma_router.wire.errors import (
     InvalidRequest,
     Overloaded,
     Reason,
+    Stale,
     Unavailable,
     error_for,
 )
@@ -40,6 +41,9 @@ APPLY_TIMEOUT = 30.0
 
 EXPIRED_RETRY_AFTER = 1.0
 """Seconds after which a client is asked to repeat a write that ran out of time."""
+
+NOT_APPLIED = "the write waited for its shard past its deadline and was not applied; repeat it"
+"""Of a write that ran out of time and was never sent, or only refused."""
 
 RETRY_BASE, RETRY_CAP = 0.05, 1.0
 """Seconds of back-off between two tries to deliver a group."""
@@ -77,7 +81,7 @@ class PendingWrite:
             "the shard did not say in time what became of the write; repeat it with the same "
             "request id, it takes effect once"
             if self.maybe_applied
-            else "the write waited for its shard past its deadline and was not applied; repeat it",
+            else NOT_APPLIED,
             retry_after=EXPIRED_RETRY_AFTER,
         )
 
@@ -102,6 +106,7 @@ class WriteQueue:
         self._bytes = 0
         self._arrived = asyncio.Event()
         self._closing = False
+        self._removed = False
 
     @property
     def operations(self) -> int:
@@ -114,7 +119,8 @@ class WriteQueue:
         return self._bytes
 
     def check_room(self, operations: int, size: int) -> None:
-        """Raises Overloaded unless so much more fits, Unavailable when the queue is closing.
+        """Raises Overloaded unless so much more fits, Unavailable when the queue is closing, Stale
+        when its shard was removed.
 
         Between this and `submit` nothing may be awaited: that makes admission of a write to several
         queues one decision.
@@ -125,6 +131,8 @@ class WriteQueue:
                 f"holds ({self._limits.bytes}); write smaller batches",
                 Reason.BATCH_TOO_LARGE,
             )
+        if self._removed:
+            raise self._shard_removed()
         if self._closing:
             raise Unavailable("the router is shutting down", Reason.DRAINING, retry_after=1.0)
         if (
@@ -150,6 +158,28 @@ class WriteQueue:
         """Takes no more writes; `run` ends when those that wait are done."""
         self._closing = True
         self._arrived.set()
+
+    def abandon(self) -> None:
+        """The shard is no longer part of the cluster: whatever waits fails as Stale, so that it is
+        routed anew, under the same identity. `run` ends when the call under way does.
+
+        Also what is under way fails at once: whether it was applied there is not known, and matters
+        no more than what that node holds. What of it counts has come with the slots to their new
+        owners, its outcome as well (or is lost with the shard).
+        """
+        self._removed = True
+        self.close()
+        for write in self._waiting:
+            write.uncertain |= write.under_way
+            _fail(write, self._shard_removed())
+        self._drop_finished(time.monotonic())
+
+    def _shard_removed(self) -> Stale:
+        return Stale(
+            f"shard {self._shard} is no longer part of the cluster",
+            metadata={"shard": self._shard},
+            retry_after=0.1,
+        )
 
     async def run(self) -> None:
         """Delivers groups until the queue is closed and empty."""

@@ -51,24 +51,36 @@ class Queries:
 
     async def query(self, request: shard_pb2.ShardQueryRequest) -> shard_pb2.ShardQueryResponse:
         """See the contract."""
-        holding, grant = self._holdings.granted(request.collection_id, request.epoch)
-        _check_embeddings(request.embeddings)
-        for attempt in range(1, _ATTEMPTS + 1):
-            response = await self._attempt(request, last=attempt == _ATTEMPTS)
-            if response is not None:
-                break
-        else:
-            raise AssertionError("the last attempt answers or raises")
+        holding, grant = self._holdings.readable(
+            request.collection_id, request.epoch, request.filter
+        )
+        response = await self.nearest(holding, grant, request)
         if self._holdings.granted(request.collection_id, request.epoch)[1] is not grant:
             raise self._holdings.stale(request.collection_id, request.epoch)
         response.owned_records = holding.owned_records(grant)
         return response
 
+    async def nearest(
+        self, holding: Holding, grant: Grant, request: shard_pb2.ShardQueryRequest
+    ) -> shard_pb2.ShardQueryResponse:
+        """The nearest records in the slots of a grant, whoever has given it."""
+        _check_embeddings(request.embeddings)
+        for attempt in range(1, _ATTEMPTS + 1):
+            response = await self._attempt(holding, grant, request, last=attempt == _ATTEMPTS)
+            if response is not None:
+                return response
+        raise AssertionError("the last attempt answers or raises")
+
     async def _attempt(
-        self, request: shard_pb2.ShardQueryRequest, *, last: bool
+        self,
+        holding: Holding,
+        grant: Grant,
+        request: shard_pb2.ShardQueryRequest,
+        *,
+        last: bool,
     ) -> shard_pb2.ShardQueryResponse | None:
         """None: a record has vanished meanwhile, so that the answer would be short of its hits."""
-        search = await self._search(request)
+        search = await self._search(holding, grant, request)
         answer = _Answer(self._shard, types_pb2.INCLUDE_DISTANCES in request.include)
         if search.n == 0:
             return answer.empty(len(request.embeddings))
@@ -90,8 +102,9 @@ class Queries:
                 return None
         return await self._index.run(answer.of, scored, records)
 
-    async def _search(self, request: shard_pb2.ShardQueryRequest) -> _Search:
-        holding, grant = self._holdings.granted(request.collection_id, request.epoch)
+    async def _search(
+        self, holding: Holding, grant: Grant, request: shard_pb2.ShardQueryRequest
+    ) -> _Search:
         most, ids = holding.owned_records(grant), None
         wanted = request.filter
         if wanted.by_ids or wanted.ids:

@@ -98,12 +98,14 @@ class Reads:
 
     def count(self, request: shard_pb2.ShardCountRequest) -> shard_pb2.ShardCountResponse:
         """How many owned records there are."""
-        holding, grant = self._holdings.granted(request.collection_id, request.epoch)
+        holding, grant = self._holdings.readable(request.collection_id, request.epoch)
         return shard_pb2.ShardCountResponse(count=holding.owned_records(grant))
 
     async def get(self, request: shard_pb2.ShardGetRequest) -> shard_pb2.ShardGetResponse:
         """See the contract."""
-        holding, grant = self._holdings.granted(request.collection_id, request.epoch)
+        holding, grant = self._holdings.readable(
+            request.collection_id, request.epoch, request.filter
+        )
         if not 1 <= request.limit <= MAX_LIMIT:
             raise InvalidRequest(f"a limit is 1 to {MAX_LIMIT}, got {request.limit}")
         if request.order not in _ORDERS:
@@ -114,7 +116,9 @@ class Reads:
         if request.deleted_by:
             # After the records: of a delete that lands meanwhile, none counts as both still here
             # and yet to be deleted.
-            known = await self._index.deleted_by(holding.row.number, request.deleted_by)
+            known = await self._index.deleted_by(
+                holding.row.number, request.deleted_by, grant.owned
+            )
             page.response.deleted_before = known.deleted
             page.response.delete_complete = bool(known.slots) and grant.slots <= known.slots
         if self._holdings.granted(request.collection_id, request.epoch)[1] is not grant:

@@ -10,7 +10,7 @@ from router.core.retry import retryable
 from router.scatter import UNAVAILABLE_WINDOW
 from router.settings import RouterSettings
 from router.shard_client import MAX_MESSAGE_BYTES
-from router.write_path import MAX_REPORTED_BYTES
+from router.write_course import MAX_REPORTED_BYTES
 from shard_node.settings import NodeSettings
 from tools.reference_errors import INTERNAL_REASONS, MEANINGS, Errors, status_of
 

@@ -11,6 +11,8 @@ _REPEATABLE = frozenset(
         Reason.STALE_EPOCH,
         Reason.STALE_BOOT,
         Reason.CONFLICT,
+        Reason.SLOTS_FENCED,
+        Reason.STALE_TOKEN,
         # It passes by itself.
         Reason.QUEUE_FULL,
         Reason.SHARD_UNAVAILABLE,

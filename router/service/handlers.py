@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import functools
 import math
-import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from types import TracebackType
@@ -23,9 +22,9 @@ from chroma_router.wire.errors import (
     Reason,
     Unavailable,
 )
-from chroma_router.wire.request_id import RANDOM_BYTES, new_request_id
 from chroma_router.wire.status import bounded, grpc_status, status_metadata
 from router.core.identity import CallIdentity
+from router.ids import fresh_id
 from router.service.gates import Gate, StreamBounds
 from router.shard_client import MAX_MESSAGE_BYTES
 
@@ -40,16 +39,15 @@ Handler = Callable[[_Request, float], Awaitable[_Response]]
 StreamHandler = Callable[[_Request, Callable[[], float]], AsyncGenerator[_Response, None]]
 """A call answered in pages: its request, and the deadline of a page's work that begins now."""
 
+Observer = Callable[[float, float], None]
+"""Is told of each call when it has ended, well or not: the time on the clock of time.monotonic(),
+and how many seconds it took. It is called on the event loop and must be done at once."""
+
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 ANSWER_MARGIN = 0.25
 """Seconds (at most; a tenth of a short deadline) kept back to send an error before the client has
 given up: a client that cancelled learns nothing of what became of its write."""
-
-
-def fresh_id() -> str:
-    """A new UUIDv7."""
-    return new_request_id(time.time_ns() // 1_000_000, os.urandom(RANDOM_BYTES))
 
 
 def headers_of(context: Context) -> list[tuple[str, str | bytes]]:
@@ -136,6 +134,7 @@ def unary(
     parse: Callable[[bytes], _Request],
     default_timeout: float,
     gate: Gate,
+    observe: Observer | None = None,
 ) -> "grpc.RpcMethodHandler[bytes, bytes]":
     """The gRPC handler of a unary call.
 
@@ -148,14 +147,20 @@ def unary(
             call.remaining = default_timeout
         seconds = max(0.0, call.remaining)
         margin = min(ANSWER_MARGIN, seconds / 10)
-        deadline = time.monotonic() + seconds - margin
-        async with call:
-            with gate.passed(len(data)):
-                # Handlers mind the deadline themselves and can say more at it; this is for those
-                # that wait for something else.
-                async with asyncio.timeout(seconds - margin / 2):
-                    answer = await handler(call.takes(parse(data)), deadline)
-                return _packed(answer)
+        began = time.monotonic()
+        deadline = began + seconds - margin
+        try:
+            async with call:
+                with gate.passed(len(data)):
+                    # Handlers mind the deadline themselves and can say more at it; this is for
+                    # those that wait for something else.
+                    async with asyncio.timeout(seconds - margin / 2):
+                        answer = await handler(call.takes(parse(data)), deadline)
+                    return _packed(answer)
+        finally:
+            if observe is not None:
+                now = time.monotonic()
+                observe(now, now - began)
 
     method: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(serve)
     return method

@@ -3,20 +3,18 @@
 Records pass through as bytes: views.proto has the layouts that leave them unopened.
 """
 
-import os
-import time
 from collections.abc import Sequence
 
 import mmh3
 
 from chroma_router.v1 import records_pb2, shard_pb2, types_pb2, views_pb2
 from chroma_router.wire.errors import InvalidRequest, Reason
-from chroma_router.wire.request_id import RANDOM_BYTES, new_request_id
 from router.concurrency import computed
 from router.core.limits import Limits
 from router.core.merge import RankedHit, ShardRows, merge_rows
 from router.core.model import CollectionEntry
 from router.core.paging import PageToken
+from router.core.plan import ids_by_shard
 from router.core.validate import (
     WriteKind,
     check_embeddings,
@@ -27,10 +25,12 @@ from router.core.validate import (
     check_write,
 )
 from router.directory import Directory
+from router.ids import fresh_id
 from router.record_reads import Key, RecordReads
 from router.scatter import ReadCall
 from router.shard_client import MAX_MESSAGE_BYTES
-from router.write_path import Write, WritePath
+from router.write_course import Write
+from router.write_path import WritePath
 
 _OPERATIONS = {
     WriteKind.ADD: shard_pb2.OPERATION_KIND_ADD,
@@ -123,23 +123,33 @@ class RecordService:
                 f"limit: {request.limit}, at most {self._limits.max_delete_limit} records can be "
                 "deleted by one limited delete; send several, each with its own request id"
             )
+        digest = _digest(chosen.SerializeToString(deterministic=True), request.limit)
+
+        def of(ids: Sequence[str], elsewhere: int) -> Write:
+            return Write(
+                kind=shard_pb2.OPERATION_KIND_DELETE,
+                request_id=request_id,
+                ids=ids,
+                where=chosen.where,
+                where_document=chosen.where_document,
+                digest=digest,
+                to_all_shards=not chosen.by_ids and not limited,
+                deleted_elsewhere=elsewhere,
+            )
+
+        async def oldest(entry: CollectionEntry) -> tuple[CollectionEntry, Write]:
+            at, ids, elsewhere = await self._oldest(entry, request, request_id, deadline)
+            return at, of(ids, elsewhere)
+
         entry = await self._directory.resolve(request.collection)
-        ids, before = list(chosen.ids), 0
         if limited:
-            ids, before = await self._oldest(entry, request, request_id, deadline)
-            if not ids:
-                return records_pb2.DeleteResponse(deleted=before, request_id=request_id)
-        write = Write(
-            kind=shard_pb2.OPERATION_KIND_DELETE,
-            request_id=request_id,
-            ids=ids,
-            where=chosen.where,
-            where_document=chosen.where_document,
-            digest=_digest(chosen.SerializeToString(deterministic=True), request.limit),
-            to_all_shards=not chosen.by_ids and not limited,
+            entry, write = await oldest(entry)
+        else:
+            write = of(list(chosen.ids), 0)
+        deleted = await self._writes.write(
+            entry, write, None, deadline, oldest if limited else None
         )
-        deleted = await self._writes.write(entry, write, None, deadline)
-        return records_pb2.DeleteResponse(deleted=before + deleted, request_id=request_id)
+        return records_pb2.DeleteResponse(deleted=deleted, request_id=request_id)
 
     async def _oldest(
         self,
@@ -147,15 +157,19 @@ class RecordService:
         request: records_pb2.DeleteRequest,
         request_id: str,
         deadline: float,
-    ) -> tuple[list[str], int]:
+    ) -> tuple[CollectionEntry, list[str], int]:
         """The oldest records that a limited delete has still to delete, and how many it has deleted
-        on shards that are done with it: a repeat counts what is already gone (invariant 8)."""
+        on shards that own none of these: a repeat counts what is already gone (invariant 8).
+
+        All as it is at one epoch, that of the entry that is returned. A shard that owns some of the
+        records counts what it has deleted before in its own answer to the delete.
+        """
         call = ReadCall(deadline)
-        memory: list[tuple[int, bool]] | None = None
+        memory: tuple[int, dict[str, tuple[int, bool]]] | None = None
         keys: list[Key] = []
-        before = started = size = 0
+        before = size = 0
         while True:
-            answers = await self._reads.shard_pages(
+            found = await self._reads.shard_pages(
                 call,
                 entry,
                 request.filter,
@@ -164,23 +178,24 @@ class RecordService:
                 None,
                 request_id,
             )
-            remembered = [(a.deleted_before, a.delete_complete) for a in answers]
-            if remembered != memory:
-                # The first page, or an earlier try landed between two of them: what is left to
-                # delete must be counted with one memory.
+            entry, answers = found.entry, found.by_shard
+            remembered = {s: (a.deleted_before, a.delete_complete) for s, a in answers.items()}
+            if (entry.slot_map.epoch, remembered) != memory:
+                # The first page, or an earlier try landed between two of them, or slots moved: what
+                # is left to delete must be counted with one memory.
                 if memory is not None:
                     memory, keys, before, size = None, [], 0, 0
                     continue
-                memory = remembered
-                before = sum(deleted for deleted, _ in memory)
-                # A shard that is not done counts what it has deleted before in its own answer.
-                started = sum(deleted for deleted, complete in memory if not complete)
+                memory = (entry.slot_map.epoch, remembered)
+                before = sum(deleted for deleted, _ in remembered.values())
             left = request.limit - before - len(keys)
             pages = [
-                ShardRows(a.sequences, a.ids, (), a.more) for a in answers if not a.delete_complete
+                ShardRows(a.sequences, a.ids, (), a.more)
+                for a in answers.values()
+                if not a.delete_complete
             ]
             if left <= 0 or not pages:
-                return [], before
+                return entry, [], before
             rows = await computed(sum(len(p.ids) for p in pages), merge_rows, pages, left)
             keys += rows.keys
             size += sum(len(record_id.encode()) for _, record_id in rows.keys)
@@ -191,7 +206,10 @@ class RecordService:
                     Reason.BATCH_TOO_LARGE,
                 )
             if len(rows.keys) == left or not rows.more:
-                return [record_id for _, record_id in keys], before - started
+                ids = [record_id for _, record_id in keys]
+                asked = ids_by_shard(entry.slot_map, ids)
+                elsewhere = [n for shard, (n, _) in remembered.items() if shard not in asked]
+                return entry, ids, sum(elsewhere)
 
     async def get(
         self, request: records_pb2.GetRequest, deadline: float
@@ -307,7 +325,7 @@ class RecordService:
     def _request_id(self, given: str) -> str:
         """The client's request id, or a new one."""
         check_request_id(given, self._limits)
-        return given or new_request_id(time.time_ns() // 1_000_000, os.urandom(RANDOM_BYTES))
+        return given or fresh_id()
 
 
 def _query_view(

@@ -27,7 +27,8 @@ from router.core.sequence import SequenceClock
 from router.core.slot_map import SlotMap
 from router.directory import Directory
 from router.settings import RouterSettings
-from router.write_path import Write, WritePath
+from router.write_course import Write
+from router.write_path import WritePath
 from tests.router.catalog.helpers import new
 
 Step = ClusterError | Callable[[Any], Awaitable[Any]]
@@ -49,6 +50,7 @@ class ScriptedShard(shard_pb2_grpc.ShardServiceServicer):
         self.epochs: dict[str, int] = {}
         self.applied: list[shard_pb2.Operation] = []
         self.holdings: list[shard_pb2.ListHoldingsResponse] = []
+        self.slot_counts: list[shard_pb2.ListSlotCountsResponse] = []
         self.schema_json = ""
         self.seen: list[tuple[str, Any]] = []
         self.steps: dict[str, deque[Step]] = defaultdict(deque)
@@ -183,6 +185,60 @@ class ScriptedShard(shard_pb2_grpc.ShardServiceServicer):
         for holding in self.holdings:
             yield holding
 
+    # ------------------------------------------------- moves: a script, or an empty answer
+
+    async def ListSlotCounts(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
+        for counts in self.slot_counts:
+            yield counts
+
+    async def BeginCapture(self, request: Any, context: Any) -> Any:
+        return await self._play(
+            "BeginCapture", request, context, _empty(shard_pb2.BeginCaptureResponse)
+        )
+
+    async def ReadMove(self, request: Any, context: Any) -> Any:
+        return await self._play("ReadMove", request, context, _empty(shard_pb2.ReadMoveResponse))
+
+    async def FenceSlots(self, request: Any, context: Any) -> Any:
+        return await self._play(
+            "FenceSlots", request, context, _empty(shard_pb2.FenceSlotsResponse)
+        )
+
+    async def FenceReads(self, request: Any, context: Any) -> Any:
+        return await self._play(
+            "FenceReads", request, context, _empty(shard_pb2.FenceReadsResponse)
+        )
+
+    async def EndCapture(self, request: Any, context: Any) -> Any:
+        return await self._play(
+            "EndCapture", request, context, _empty(shard_pb2.EndCaptureResponse)
+        )
+
+    async def BeginArrival(self, request: Any, context: Any) -> Any:
+        return await self._play(
+            "BeginArrival", request, context, _empty(shard_pb2.BeginArrivalResponse)
+        )
+
+    async def ApplyMove(self, request: Any, context: Any) -> Any:
+        return await self._play("ApplyMove", request, context, _empty(shard_pb2.ApplyMoveResponse))
+
+    async def EndArrival(self, request: Any, context: Any) -> Any:
+        return await self._play(
+            "EndArrival", request, context, _empty(shard_pb2.EndArrivalResponse)
+        )
+
+    async def DropSlots(self, request: Any, context: Any) -> Any:
+        return await self._play("DropSlots", request, context, _empty(shard_pb2.DropSlotsResponse))
+
+    async def PreviewMove(self, request: Any, context: Any) -> Any:
+        return await self._play(
+            "PreviewMove", request, context, _empty(shard_pb2.PreviewMoveResponse)
+        )
+
+
+def _empty(kind: Callable[[], Any]) -> Callable[[Any], Any]:
+    return lambda _request: kind()
+
 
 def refuse(reason: Reason, epoch: int = 0) -> Step:
     """Apply: every operation of the group refused by itself."""
@@ -250,7 +306,7 @@ def an_add(ids: Sequence[str], **more: Any) -> Write:
 async def rig(path: Path, number: int = 2, **settings: Any) -> AsyncIterator[Rig]:
     """A router's parts over so many scripted shards, named shard-1 and so on."""
     shards = {name: ScriptedShard(name) for name in (f"shard-{n + 1}" for n in range(number))}
-    servers = [await _serving(shard) for shard in shards.values()]
+    servers = [await serving(shard) for shard in shards.values()]
     catalog = await Catalog.open(path / "catalog.sqlite3")
     failure: Exception | None = None
     try:
@@ -260,7 +316,7 @@ async def rig(path: Path, number: int = 2, **settings: Any) -> AsyncIterator[Rig
             clock = SequenceClock()
             cluster = Cluster(catalog, RouterSettings(**settings), clock, tasks)
             cluster.connect(await catalog.shards())
-            directory = Directory(catalog, cluster)
+            directory = Directory(catalog, cluster, tasks)
             writes = WritePath(catalog, cluster, directory, clock, tasks)
             try:
                 yield Rig(catalog, cluster, directory, writes, shards)
@@ -275,7 +331,8 @@ async def rig(path: Path, number: int = 2, **settings: Any) -> AsyncIterator[Rig
         await catalog.close()
 
 
-async def _serving(shard: ScriptedShard) -> grpc.aio.Server:
+async def serving(shard: ScriptedShard) -> grpc.aio.Server:
+    """Serves a shard node on a free port; its `address` says where."""
     server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
     shard_pb2_grpc.add_ShardServiceServicer_to_server(shard, server)
     shard.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"

@@ -18,7 +18,7 @@ from chroma_router.wire.errors import (
     detail_of,
 )
 from router.core.model import CollectionEntry, DimensionState
-from router.write_path import MAX_REPORTED_BYTES
+from router.write_course import MAX_REPORTED_BYTES
 from tests.router.scripted import Rig, an_add, away, ids_on, refuse, rig, wait_for
 
 pytestmark = pytest.mark.timeout(15)

@@ -47,7 +47,7 @@ class World:
 async def world(path: Path) -> AsyncIterator[World]:
     async with rig(path) as router, asyncio.TaskGroup() as tasks:
         reaper = Reaper(router.catalog, router.cluster, tasks)
-        service = CatalogService(router.catalog, router.cluster, router.directory, reaper, tasks)
+        service = CatalogService(router.catalog, router.directory, reaper, tasks)
         for shard in router.shards.values():
             shard.schema_json = json.dumps(_SCHEMA)
         entry = await router.collection()

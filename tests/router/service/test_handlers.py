@@ -26,7 +26,7 @@ from chroma_router.wire.request_id import time_of
 from chroma_router.wire.status import from_rpc_error
 from router.service.gates import Gate, StreamBounds
 from router.service.handlers import ANSWER_MARGIN, server_stream, unary
-from router.write_path import MAX_REPORTED_BYTES
+from router.write_course import MAX_REPORTED_BYTES
 
 pytestmark = pytest.mark.timeout(10)
 
