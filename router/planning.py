@@ -57,7 +57,7 @@ class Planning:
     async def plan(self, drained: str = "") -> tuple[Loads, Plan]:
         """What a rebalance would move now, or what emptying a shard would.
 
-        Raises NotFound (SHARD_NOT_FOUND), NotAllowed (NO_ROOM), Unavailable.
+        Raises NotFound (SHARD_NOT_FOUND), NotAllowed (NO_ROOM, LAST_SHARD), Unavailable.
         """
         loads = await gather(self._catalog, self._cluster, self._heard)
         if drained:
@@ -124,12 +124,19 @@ async def _planned_for(asked: Rebalance, placement: int | None, loads: Loads) ->
 
 
 def _draining(loads: Loads, name: str) -> Loads:
-    """The loads once the shard takes no new data. Raises NotFound."""
-    known = {shard.name for shard in loads.shards}
+    """The loads once the shard takes no new data. Raises NotFound, NotAllowed (LAST_SHARD)."""
+    known = {shard.name: shard.role for shard in loads.shards}
     if name not in known:
         raise NotFound(
             f"there is no shard {name[:80]!r}; there are {', '.join(sorted(known))}",
             Reason.SHARD_NOT_FOUND,
+        )
+    if all(role is not ShardRole.ACTIVE for other, role in known.items() if other != name):
+        raise NotAllowed(
+            f"shard {name} cannot be drained: no other shard takes new data; add one first with "
+            "`chroma-router shards add`",
+            Reason.LAST_SHARD,
+            metadata={"shard": name},
         )
     drained = (
         replace(shard, role=ShardRole.DRAINING) if shard.name == name else shard

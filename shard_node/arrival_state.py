@@ -119,6 +119,13 @@ def takes_part(link: sqlite3.Connection, move: str, collection: int) -> bool:
 # ------------------------------------------------------------------------------------ records
 
 
+def present(link: sqlite3.Connection, collection: int, ids: Iterable[str]) -> list[OwnKey]:
+    """Those of the records that exist."""
+    sql = "SELECT slot, id, sequence FROM router_record WHERE collection = ? AND id = ?"
+    rows = (link.execute(sql, (collection, record_id)).fetchone() for record_id in ids)
+    return [OwnKey._make(row) for row in rows if row is not None]
+
+
 def own_keys(
     link: sqlite3.Connection,
     collection: int,

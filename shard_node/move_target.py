@@ -19,7 +19,7 @@ from chroma_router.wire.errors import InvalidRequest, NotAllowed, Overloaded, Re
 from chroma_router.wire.slots import slots_from_bitmap
 from shard_node import arrival_state
 from shard_node.applier import Applier
-from shard_node.arrival_state import Arrival, OutcomeKey
+from shard_node.arrival_state import Arrival, OutcomeKey, OwnKey
 from shard_node.batches import Batch, Batches
 from shard_node.engine import Engine
 from shard_node.grouping import GroupLimits
@@ -98,7 +98,7 @@ class MoveTarget:
 
     async def _begin(self, move: MoveRef, *, afresh: bool) -> Arrival:
         holding = await self._admit(move)
-        arrival = await self._index.look(arrival_state.find, move.id)
+        arrival = await self._look(arrival_state.find, move.id)
         number = holding.row.number
         if arrival is None or afresh or (arrival.collection, arrival.slots) != (number, move.slots):
             await self._in_writer(arrival_state.begin, self._state, move.id, number, move.slots)
@@ -146,8 +146,7 @@ class MoveTarget:
         if cursor == chunk.end:
             return _Applying(holding, [])
         self._check_step(move, chunk, cursor)
-        keys = await self._index.keys(holding.row.number, chunk.ids, "slot")
-        present = [StagedRow(record_id, slot, 0) for slot, record_id in keys]
+        present = await self._look(arrival_state.present, holding.row.number, chunk.ids)
         applying = _Applying(holding, _batches(move, chunk, holding, present, self._limits))
         await self._commit_next(applying)
         return applying
@@ -166,7 +165,7 @@ class MoveTarget:
     async def _arrived(self, move: MoveRef) -> tuple[Holding, bytes]:
         """The collection, and how far the move has come."""
         holding = await self._admit(move)
-        arrival = await self._index.look(arrival_state.find, move.id)
+        arrival = await self._look(arrival_state.find, move.id)
         if (
             arrival is None
             or not arrival.ready
@@ -220,10 +219,9 @@ class MoveTarget:
         number = holding.row.number
         await self._in_writer(arrival_state.restart, self._state, number, move.slots)
         slots = [slot for slot in move.slots if holding.counts[slot]]
-        keys = await self._index.look(arrival_state.own_keys, number, slots, None, None, most)
+        keys = await self._look(arrival_state.own_keys, number, slots, None, None, most)
         if keys:
-            rows = [StagedRow(key.id, key.slot, 0) for key in keys]
-            await self._batches.commit(Batch(holding, Kind.DELETE, rows))
+            await self._batches.commit(_deletion(holding, keys))
         assert keys or not move.records(holding), "records are counted that are not there"
         return len(keys), move.records(holding)
 
@@ -301,6 +299,10 @@ class MoveTarget:
     async def _in_background(self, work: Callable[[], Awaitable[_T]]) -> _T:
         return await self._applier.turn(work, background=True)
 
+    async def _look(self, work: Callable[..., _T], *arguments: object) -> _T:
+        """In a turn: on the writer's own connection, for those of the readers may all be busy."""
+        return await self._in_writer(self._state.look, work, *arguments)
+
     async def _in_writer(self, work: Callable[..., _T], *arguments: object) -> _T:
         return await in_writer(self._writer, work, *arguments)
 
@@ -309,7 +311,7 @@ def _batches(
     move: MoveRef,
     chunk: Chunk,
     holding: Holding,
-    present: Sequence[StagedRow],
+    present: Sequence[OwnKey],
     limits: GroupLimits,
 ) -> list[Batch]:
     """The engine calls of a chunk: `present` records are deleted, then its own are added.
@@ -318,7 +320,7 @@ def _batches(
     again from its beginning, and comes to the same.
     """
     batches = [
-        Batch(holding, Kind.DELETE, present[at : at + _ROWS_DELETED])
+        _deletion(holding, present[at : at + _ROWS_DELETED])
         for at in range(0, len(present), _ROWS_DELETED)
     ]
     dimension = max((len(record.embedding or b"") // 4 for record in chunk.records), default=0)
@@ -330,6 +332,11 @@ def _batches(
     last = batches.pop() if batches else Batch(holding, Kind.DELETE, [])
     arrival = ArrivalCursor(move.id, chunk.end)
     return [*batches, replace(last, outcomes=chunk.outcomes, arrival=arrival)]
+
+
+def _deletion(holding: Holding, keys: Sequence[OwnKey]) -> Batch:
+    rows = [StagedRow(key.id, key.slot, key.sequence) for key in keys]
+    return Batch(holding, Kind.DELETE, rows)
 
 
 def _out_of_step(move: MoveRef, why: str) -> NotAllowed:

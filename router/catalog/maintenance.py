@@ -126,6 +126,8 @@ def _move_problems(db: sqlite3.Connection, shards: set[str]) -> Iterator[str]:
     move_rows.select_lease(db)
     shard_rows.select_shards(db)
     ended = {rebalance.id: rebalance.ended for rebalance in move_rows.all_rebalances(db)}
+    living = db.execute("SELECT id FROM collections WHERE state <> 'deleting'")
+    collections = {collection_id for (collection_id,) in living}
     taken: dict[tuple[str, int], str] = {}
     for move in move_rows.unended_moves(db):
         name = f"move {move.id}"
@@ -134,8 +136,7 @@ def _move_problems(db: sqlite3.Connection, shards: set[str]) -> Iterator[str]:
         for shard in (move.source, move.target):
             if shard not in shards:
                 yield f"orphan: {name} names shard {shard!r}, which the catalog does not know"
-        entry = codec.select_collection(db, move.collection_id)
-        if entry is None or entry.state is not CollectionState.ACTIVE:
+        if move.collection_id not in collections:
             yield f"orphan: {name} is of collection {move.collection_id}, which is not there"
         others = {taken.setdefault((move.collection_id, slot), move.id) for slot in move.slots}
         for other in sorted(others - {move.id}):

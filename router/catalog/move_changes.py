@@ -82,7 +82,7 @@ def undo(db: sqlite3.Connection, rebalance: Rebalance, failure: str = "") -> Reb
     assert not rebalance.ended, f"rebalance {rebalance.id} has ended"
     for move, _ in move_rows.moves_of(db, rebalance.id):
         if move.stage in CANCELLABLE:
-            # Nothing of a PLANNED move is anywhere yet.
+            # No record of a PLANNED move is at its target yet.
             planned = move.stage is Stage.PLANNED
             stage = Stage.CANCELLED if planned else Stage.CANCELLING
             move_rows.update_move(db, move.entered(stage, problem=failure))

@@ -74,6 +74,8 @@ def _collections(shards: "Iterable[cluster_pb2.Shard]") -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for shard in shards:
         for part in shard.collections:
+            if not part.slots:  # it has moved away; the node still remembers it
+                continue
             entry = found.setdefault(
                 part.collection_id,
                 {"name": part.name, "id": part.collection_id, "records": 0, "shards": {}},

@@ -95,7 +95,9 @@ def carry_out(
     else:
         records = sum(move["records"] for move in shown["moves"])
         print(f"{headline(shown)}; {counted(records, 'record')} in all")
-        if not ended:
+        if shown["state"] == "paused":
+            print("go on with `chroma-router rebalance resume`")
+        elif not ended:
             print("watch it with `chroma-router rebalance status --watch`")
     if wait and shown["state"] != wanted:
         raise Failed(f"the rebalance is {shown['state']}: {_why(shown)}")

@@ -160,7 +160,8 @@ def remove(
     if as_json:
         print_json({"shard": name, "lost": lost})
         return
-    _print_lost(lost, "lost")
+    if force_lost:
+        _print_lost(lost, "lost")
     print(f"{name} is no shard of the cluster any more")
 
 

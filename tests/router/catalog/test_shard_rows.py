@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chroma_router.wire.errors import NotAllowed, NotFound, Reason, Stale
+from chroma_router.wire.errors import AlreadyExists, NotAllowed, NotFound, Reason, Stale
 from router.catalog import Catalog, check
 from router.core.model import ShardRole
 from router.core.rebalance import RebalanceKind
@@ -87,3 +87,14 @@ async def test_the_last_one_that_takes_data_stays(catalog: Catalog) -> None:
     await catalog.remove_shard("shard-3")
     with pytest.raises(NotAllowed):
         await catalog.remove_shard("shard-1")
+
+
+async def test_the_first_shards_come_together_or_not_at_all(tmp_path: Path) -> None:
+    catalog = await Catalog.open(tmp_path / "catalog.sqlite3")
+    with pytest.raises(AlreadyExists):
+        await catalog.add_first_shards([("a", "h:1"), ("b", "h:1")])
+    assert await catalog.shards() == []
+    assert await catalog.add_first_shards([("b", "h:2"), ("a", "h:1")])
+    assert not await catalog.add_first_shards([("c", "h:3")])
+    assert [shard.name for shard in await catalog.shards()] == ["a", "b"]
+    await catalog.close()

@@ -29,6 +29,7 @@ from router.core.model import CollectionEntry, ShardRole
 from router.core.move import Stage
 from router.core.rebalance import MoveProgress
 from router.loads import LastHeard
+from router.planning import Planning
 from router.reaper import Reaper
 from router.service import newcomer
 from router.service.cluster import ClusterService
@@ -154,6 +155,7 @@ async def world(path: Path, number: int = 2, *, supervised: bool = False) -> Asy
             router.cluster,
             router.directory,
             heard,
+            Planning(router.catalog, router.cluster, heard),
             cast(SupervisorClient, supervisor) if supervised else None,
         )
         reaper = cast(Reaper, None)
