@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -25,6 +26,7 @@ MOVES_ENDED = frozenset({cluster_pb2.MOVE_STAGE_TRIMMED, cluster_pb2.MOVE_STAGE_
 
 _POLL_SECONDS = 0.05
 _CALL_SECONDS = 5.0
+_SERVING_SECONDS = 30.0
 
 
 class NotInTime(Exception):
@@ -55,10 +57,22 @@ class Operator:
 
     async def run(self, *words: str, timeout: float = 300) -> dict[str, object]:
         """A command that must succeed; what it says as JSON. Raises AssertionError."""
+        address = await self._serving()
         answer: dict[str, object] = await asyncio.to_thread(
-            run_cli, *words, "--router", self.addresses[0], timeout=timeout
+            run_cli, *words, "--router", address, timeout=timeout
         )
         return answer
+
+    async def _serving(self) -> str:
+        """The first router that answers. Raises NotInTime if none does for a while."""
+        until = time.monotonic() + _SERVING_SECONDS
+        while time.monotonic() < until:
+            for address, stub in zip(self.addresses, self._stubs, strict=True):
+                with suppress(grpc.RpcError):
+                    await stub.GetVersion(cluster_pb2.GetVersionRequest(), timeout=1)
+                    return address
+            await asyncio.sleep(_POLL_SECONDS)
+        raise NotInTime(f"no router served within {_SERVING_SECONDS:.0f} s")
 
     async def refused(self, *words: str) -> Refused:
         """A command that must not succeed. Raises AssertionError if it does."""

@@ -202,7 +202,9 @@ class Actor:
         """Updates records, missing ones among them: metadata always, other parts sometimes."""
         if (chosen := self._known()) is None:
             return
-        vectors, documents = self._dice.random() < 0.5, self._dice.random() < 0.5
+        vectors = self._dice.random() < 0.5
+        # chromadb refuses a document without an embedding where it knows no embedding function.
+        documents = vectors and self._dice.random() < 0.5
         given = {}
         for record_id in chosen[1]:
             token = self._model.token()

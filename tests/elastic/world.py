@@ -41,6 +41,11 @@ class SecondRouter:
         self.address = "127.0.0.1:0"
 
     @property
+    def down(self) -> bool:
+        """Whether it was killed and not started again."""
+        return self._process is None
+
+    @property
     def pid(self) -> int:
         """Its process, while it runs."""
         assert self._process is not None
