@@ -104,6 +104,7 @@ async def kill_rounds(seed: int, rounds: int, records: int = RECORDS) -> Killed:
         world.record.tolerant = False  # nothing is killed any more
         await world.check_whole()
         operations = world.shared.check()
+        logged = world.errors_logged()
     killed.verdicts += correctness(world.record)
     record = world.record
     counts = (
@@ -112,7 +113,7 @@ async def kill_rounds(seed: int, rounds: int, records: int = RECORDS) -> Killed:
         f"{dict(record.refused)}"
     )
     table = latency_table(record, brief=True)
-    killed.report = "\n".join([table, counts, faults_text(record)])
+    killed.report = "\n".join([table, counts, faults_text(record), *logged])
     return killed
 
 

@@ -81,6 +81,7 @@ async def prove(options: Options) -> Outcome:
         if options.idle_copy:
             idle, verdict = await _idle_copy(world, options)
             verdicts.append(verdict)
+        logged = world.errors_logged()
     record = world.record
     counts = (
         f"{records:,} records at the end; {record.exact:,} reads with one right answer, "
@@ -88,7 +89,7 @@ async def prove(options: Options) -> Outcome:
         f"most {record.late * 1000:.0f} ms behind their schedule"
     )
     told = [_told(step) for step in [*steps, *([idle] if idle else [])]]
-    report = "\n".join([latency_table(record), *told, counts, faults_text(record)])
+    report = "\n".join([latency_table(record), *told, counts, faults_text(record), *logged])
     return Outcome(verdicts, report)
 
 

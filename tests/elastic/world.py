@@ -108,6 +108,12 @@ class World:
     operator: Operator
     workload: Workload
 
+    def errors_logged(self) -> list[str]:
+        """The log lines of the cluster's processes that are of an error, the first of them."""
+        with self.cluster.log.open() as lines:
+            errors = (line.rstrip() for line in lines if '"level": "error"' in line)
+            return [line[:4000] for _, line in zip(range(10), errors, strict=False)]
+
     async def check_whole(self) -> int:
         """See whole.py."""
         return await check_whole(
