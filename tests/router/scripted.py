@@ -344,7 +344,7 @@ def an_add(ids: Sequence[str], **more: Any) -> Write:
 async def another_node(name: str) -> AsyncIterator[ScriptedShard]:
     """One more node, of which no catalog knows yet."""
     shard = ScriptedShard(name)
-    server = await _serving(shard)
+    server = await serving(shard)
     try:
         yield shard
     finally:
