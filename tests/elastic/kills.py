@@ -28,7 +28,6 @@ from tests.elastic.workload import Load
 from tests.elastic.world import World, loaded_world
 
 RECORDS = 3000
-NEW = "shard-3"
 
 STAGES = (
     cluster_pb2.MOVE_STAGE_PLANNED,
@@ -90,9 +89,10 @@ async def kill_rounds(seed: int, rounds: int, records: int = RECORDS) -> Killed:
         world.record.phase = "calm"
         await world.workload.start()
         await asyncio.sleep(_SETTLE_SECONDS)
+        turns = Rounds(world)
         for number, plan in enumerate(plans(seed, rounds)):
             world.record.phase = f"round {number}"
-            verdict = await _round(world, plan, number)
+            verdict = await turns.run(plan, number)
             killed.verdicts.append(verdict)
             print(f"{'pass' if verdict.passed else 'FAIL'}  {verdict.bar}: {verdict.figure}")
             sys.stdout.flush()
@@ -117,32 +117,54 @@ async def kill_rounds(seed: int, rounds: int, records: int = RECORDS) -> Killed:
     return killed
 
 
-async def _round(world: World, plan: Plan, number: int) -> Verdict:
-    bar = f"round {number}: {plan}"
-    begun = time.monotonic()
-    filling = NEW not in await world.operator.shards()
-    try:
-        before = await _begin(world, filling=filling)
-        struck = await _strike(world, plan, before)
-        how = await _end(world)
-        if world.second.down:
-            world.second.start()
-        await _finish(world, filling=filling)
-    except (NotInTime, AssertionError) as failure:
-        return Verdict(bar, False, str(failure))
-    return Verdict(bar, True, f"{struck}; {how}, {time.monotonic() - begun:.1f} s in all")
+class Rounds:
+    """Rounds that fill a further shard and empty it in turn."""
 
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._further = ""
+        """The further shard, while there is one. Each has a new name."""
 
-async def _begin(world: World, *, filling: bool) -> str:
-    """Begins to fill a new shard, or to empty it; the id of the rebalance."""
-    if filling:
-        await world.operator.run("shards", "add", NEW)
-        answer = await world.operator.run("rebalance", "start")
-    else:
-        answer = await world.operator.run("shards", "drain", NEW)
-    rebalance = answer["rebalance"]
-    assert isinstance(rebalance, dict)
-    return str(rebalance["id"])
+    async def run(self, plan: Plan, number: int) -> Verdict:
+        """One round."""
+        bar = f"round {number}: {plan}"
+        begun = time.monotonic()
+        filling = not self._further
+        try:
+            rebalance_id = await self._begin(filling=filling)
+            struck = await _strike(self._world, plan, rebalance_id)
+            how = await _end(self._world)
+            if self._world.second.down:
+                self._world.second.start()
+            await self._finish(filling=filling)
+        except (NotInTime, AssertionError) as failure:
+            return Verdict(bar, False, str(failure))
+        return Verdict(bar, True, f"{struck}; {how}, {time.monotonic() - begun:.1f} s in all")
+
+    async def _begin(self, *, filling: bool) -> str:
+        """Begins to fill a new shard, or to empty it; the id of the rebalance."""
+        run = self._world.operator.run
+        if filling:
+            self._further = (await run("shards", "add"))["shard"]["name"]
+            answer = await run("rebalance", "start")
+        else:
+            answer = await run("shards", "drain", self._further)
+        return str(answer["rebalance"]["id"])
+
+    async def _finish(self, *, filling: bool) -> None:
+        """Brings the cluster where the next round begins, should the rebalance not have: all shards
+        full, or the further one gone."""
+        run = self._world.operator.run
+        rebalance = await self._world.operator.rebalance()
+        done = rebalance is not None and rebalance.state == cluster_pb2.REBALANCE_STATE_DONE
+        if filling:
+            if not done:
+                await run("rebalance", "start", "--wait", timeout=_END_SECONDS)
+            return
+        if not done:
+            await run("shards", "drain", self._further, "--wait", timeout=_END_SECONDS)
+        await run("shards", "remove", self._further)
+        self._further = ""
 
 
 async def _strike(world: World, plan: Plan, rebalance_id: str) -> str:
@@ -177,20 +199,6 @@ async def _end(world: World) -> str:
         await world.operator.run("rebalance", "cancel")
         await world.operator.ended(_CANCEL_SECONDS)
         return "cancelled by the command"
-
-
-async def _finish(world: World, *, filling: bool) -> None:
-    """Brings the cluster where the next round begins, should the rebalance not have: all shards
-    full, or the new one gone."""
-    rebalance = await world.operator.rebalance()
-    done = rebalance is not None and rebalance.state == cluster_pb2.REBALANCE_STATE_DONE
-    if filling:
-        if not done:
-            await world.operator.run("rebalance", "start", "--wait", timeout=_END_SECONDS)
-        return
-    if not done:
-        await world.operator.run("shards", "drain", NEW, "--wait", timeout=_END_SECONDS)
-    await world.operator.run("shards", "remove", NEW)
 
 
 async def take_over(world: World) -> tuple[float, cluster_pb2.Rebalance, cluster_pb2.Rebalance]:

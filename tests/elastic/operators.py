@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import grpc
 
@@ -27,6 +27,11 @@ MOVES_ENDED = frozenset({cluster_pb2.MOVE_STAGE_TRIMMED, cluster_pb2.MOVE_STAGE_
 _POLL_SECONDS = 0.05
 _CALL_SECONDS = 5.0
 _SERVING_SECONDS = 30.0
+# A router that was killed comes back soon.
+_CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
 
 
 class NotInTime(Exception):
@@ -46,7 +51,9 @@ class Operator:
 
     def __init__(self, addresses: list[str]) -> None:
         self.addresses = addresses
-        self._channels = [grpc.aio.insecure_channel(address) for address in addresses]
+        self._channels = [
+            grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) for address in addresses
+        ]
         self._stubs = [cluster_pb2_grpc.ClusterServiceStub(channel) for channel in self._channels]
 
     async def __aenter__(self) -> Self:
@@ -55,22 +62,22 @@ class Operator:
     async def __aexit__(self, *_: object) -> None:
         await asyncio.gather(*(channel.close() for channel in self._channels))
 
-    async def run(self, *words: str, timeout: float = 300) -> dict[str, object]:
+    async def run(self, *words: str, timeout: float = 300) -> dict[str, Any]:
         """A command that must succeed; what it says as JSON. Raises AssertionError."""
-        address = await self._serving()
-        answer: dict[str, object] = await asyncio.to_thread(
-            run_cli, *words, "--router", address, timeout=timeout
+        router = self.addresses[await self._serving()]
+        answer: dict[str, Any] = await asyncio.to_thread(
+            run_cli, *words, "--router", router, timeout=timeout
         )
         return answer
 
-    async def _serving(self) -> str:
-        """The first router that answers. Raises NotInTime if none does for a while."""
+    async def _serving(self) -> int:
+        """The number of the first router that answers. Raises NotInTime if none does."""
         until = time.monotonic() + _SERVING_SECONDS
         while time.monotonic() < until:
-            for address, stub in zip(self.addresses, self._stubs, strict=True):
+            for number, stub in enumerate(self._stubs):
                 with suppress(grpc.RpcError):
                     await stub.GetVersion(cluster_pb2.GetVersionRequest(), timeout=1)
-                    return address
+                    return number
             await asyncio.sleep(_POLL_SECONDS)
         raise NotInTime(f"no router served within {_SERVING_SECONDS:.0f} s")
 
@@ -116,7 +123,7 @@ class Operator:
 
     async def shards(self) -> dict[str, cluster_pb2.Shard]:
         """The shards by name."""
-        answer = await self._stubs[0].ListShards(
+        answer = await self._stubs[await self._serving()].ListShards(
             cluster_pb2.ListShardsRequest(), timeout=_CALL_SECONDS
         )
         return {shard.name: shard for shard in answer.shards}
