@@ -130,7 +130,7 @@ class Carrier:
         answer = await self._target.client.moves.begin_arrival(
             self._ref, afresh=step.afresh, timeout=CALL_TIMEOUT
         )
-        return steps.Arrived(answer.applied, answer.ready)
+        return steps.Arrived(answer.applied, answer.ready, answer.applied.copy_done)
 
     async def _drop(self, step: steps.Drop) -> bool:
         """Some records of the slots at one side; whether that was all."""
