@@ -79,8 +79,8 @@ def plans(seed: int, rounds: int) -> list[Plan]:
     return [Plan(victim, stage, dice.random() * _LONGEST_DELAY) for victim, stage in pairs[:rounds]]
 
 
-async def kill_rounds(seed: int, rounds: int, records: int = RECORDS) -> Killed:
-    """So many rounds in a world of their own."""
+async def kill_rounds(seed: int, rounds: Sequence[Plan], records: int = RECORDS) -> Killed:
+    """Rounds in a world of their own."""
     killed = Killed()
     async with loaded_world(
         generated(records, seed), Load(rate=24, shared_rate=16), seed, retry=_PATIENCE
@@ -90,7 +90,7 @@ async def kill_rounds(seed: int, rounds: int, records: int = RECORDS) -> Killed:
         await world.workload.start()
         await asyncio.sleep(_SETTLE_SECONDS)
         turns = Rounds(world)
-        for number, plan in enumerate(plans(seed, rounds)):
+        for number, plan in enumerate(rounds):
             world.record.phase = f"round {number}"
             verdict = await turns.run(plan, number)
             killed.verdicts.append(verdict)
@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
     print(f"seed {seed}", flush=True)
-    killed = asyncio.run(kill_rounds(seed, args.rounds, args.records))
+    killed = asyncio.run(kill_rounds(seed, plans(seed, args.rounds), args.records))
     print(killed.report)
     failed = [verdict for verdict in killed.verdicts if not verdict.passed]
     for verdict in failed:

@@ -64,17 +64,20 @@ class Operator:
 
     async def run(self, *words: str, timeout: float = 300) -> dict[str, Any]:
         """A command that must succeed; what it says as JSON. Raises AssertionError."""
-        router = self.addresses[await self._serving()]
+        await self._serving(only=0)  # that of the supervisor, which alone can start nodes
+        router = self.addresses[0]
         answer: dict[str, Any] = await asyncio.to_thread(
             run_cli, *words, "--router", router, timeout=timeout
         )
         return answer
 
-    async def _serving(self) -> int:
+    async def _serving(self, only: int | None = None) -> int:
         """The number of the first router that answers. Raises NotInTime if none does."""
         until = time.monotonic() + _SERVING_SECONDS
         while time.monotonic() < until:
             for number, stub in enumerate(self._stubs):
+                if only not in {None, number}:
+                    continue
                 with suppress(grpc.RpcError):
                     await stub.GetVersion(cluster_pb2.GetVersionRequest(), timeout=1)
                     return number

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.elastic.corpus import Corpus, generated, packages
-from tests.elastic.kills import kill_rounds
+from tests.elastic.kills import kill_rounds, plans
 from tests.elastic.steps import Step, bulk_rate, grow, shrink
 from tests.elastic.verdicts import (
     Verdict,
@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outcome = asyncio.run(prove(options))
     verdicts, report = list(outcome.verdicts), outcome.report
     if args.kills:
-        killed = asyncio.run(kill_rounds(seed, _KILL_ROUNDS))
+        killed = asyncio.run(kill_rounds(seed, plans(seed, _KILL_ROUNDS)))
         verdicts += killed.verdicts
         report += "\n" + killed.report
     print(report)
