@@ -21,6 +21,10 @@ MOST_IN_CELL = 90
 MOST_AT_ONCE = 24
 """Calls of one client under way; with more it waits, which is noted as lateness."""
 
+MOST_SHARED_AT_ONCE = 1
+"""The same of calls on shared records: the check of a history takes time that is exponential in how
+many writes of one record run at once, and while a shard is away all that are begun do."""
+
 QUERIES = ("query", "query where")
 READS = (*QUERIES, "get", "get where")
 WRITES = ("add", "upsert", "update", "delete", "delete where")
@@ -62,22 +66,20 @@ class Workload:
             actor = Actor(
                 self._clients[n], self._model, self._cells, self._cells[n::count], self._dice[n]
             )
-            dice = self._dice[n]
-            self._keep(n, self._load.rate / count, actor.act, dice)
-            self._keep(n, self._load.shared_rate / count, self._shared_act(n), dice)
+            self._keep(n, self._load.rate / count, actor.act, MOST_AT_ONCE)
+            self._keep(n, self._load.shared_rate / count, self._shared_act(n), MOST_SHARED_AT_ONCE)
 
     def _shared_act(self, n: int) -> Callable[[], Awaitable[None]]:
         return lambda: self._shared.act(self._clients[n], self._dice[n])
 
-    def _keep(
-        self, n: int, rate: float, act: Callable[[], Awaitable[None]], dice: random.Random
-    ) -> None:
+    def _keep(self, n: int, rate: float, act: Callable[[], Awaitable[None]], most: int) -> None:
         if rate > 0:
             name = f"{self._clients[n].name}-{len(self._loops)}"
-            self._loops.append(asyncio.create_task(self._schedule(rate, act, dice), name=name))
+            schedule = self._schedule(rate, act, most, self._dice[n])
+            self._loops.append(asyncio.create_task(schedule, name=name))
 
     async def _schedule(
-        self, rate: float, act: Callable[[], Awaitable[None]], dice: random.Random
+        self, rate: float, act: Callable[[], Awaitable[None]], most: int, dice: random.Random
     ) -> None:
         """Begins calls at random intervals, whose mean is that of the rate."""
         due = time.monotonic() + dice.random() / rate
@@ -87,14 +89,16 @@ class Workload:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), wait)
                 continue
-            while len(mine) >= MOST_AT_ONCE:
+            if len(mine) >= most:
                 await asyncio.wait(mine, return_when=asyncio.FIRST_COMPLETED)
-            self._record.late = max(self._record.late, time.monotonic() - due)
+                continue
+            if most > 1:  # others have one call after the other, and are as late as those take
+                self._record.late = max(self._record.late, time.monotonic() - due)
             task = asyncio.create_task(self._guarded(act))
             for kept in (mine, self._calls):
                 kept.add(task)
                 task.add_done_callback(kept.discard)
-            due += dice.expovariate(rate)
+            due = (due if most > 1 else time.monotonic()) + dice.expovariate(rate)
 
     @staticmethod
     async def _guarded(act: Callable[[], Awaitable[None]]) -> None:

@@ -1,4 +1,4 @@
-"""Slots that move between the shards of a running cluster: what an operator does, and may not do."""
+"""Slots that move between the shards of a running cluster, and what an operator may not do."""
 
 import subprocess
 import sys
@@ -143,21 +143,19 @@ def test_a_cancelled_rebalance_leaves_everything_where_it_was(
     before = contents(collection)
     name = operator.run("shards", "add")["shard"]["name"]
     counts = operator.records()
-    operator.run("rebalance", "start", "--throttle", "40")
+    # So slow that nothing is switched before it is cancelled.
+    operator.run("rebalance", "start", "--throttle", "5")
     operator.wait_for(lambda r: any(move["copied_records"] > 0 for move in r["moves"]))
     collection.update(ids=["r50"], metadatas=[{"n": -1}])
-    assert "running" in operator.refused("rebalance", "start")
-    assert "running" in operator.refused("shards", "drain", name)
     assert operator.run("rebalance", "pause")["rebalance"]["state"] == "paused"
-    paused = operator.run("rebalance", "status")["rebalance"]
-    assert paused["state"] == "paused"
+    assert "has not ended" in operator.refused("rebalance", "start")
+    assert "has not ended" in operator.refused("shards", "drain", name)
+    assert operator.run("rebalance", "status")["rebalance"]["state"] == "paused"
     assert operator.run("rebalance", "resume")["rebalance"]["state"] == "running"
     cancelled = operator.run("rebalance", "cancel", "--wait")["rebalance"]
     assert cancelled["state"] == "cancelled"
-    switched = sum(move["records"] for move in cancelled["moves"] if move["stage"] == "trimmed")
-    assert operator.records()[name] == switched
-    if not switched:
-        assert operator.records() == counts
+    assert {move["stage"] for move in cancelled["moves"]} == {"cancelled"}
+    assert operator.records() == counts
     assert all(s["unowned_records"] == 0 for s in operator.run("shards", "list")["shards"])
     place = before["ids"].index("r50")
     before["metadatas"][place] = {**before["metadatas"][place], "n": -1}
@@ -192,7 +190,7 @@ def test_the_last_shard_stays(tmp_path: Path) -> None:
     with running_cluster(tmp_path / "data", 1) as cluster:
         operator = Operator(cluster)
         client = chroma_router.Client(cluster.host, cluster.port)
-        client.create_collection("kept").add(ids=["a"], embeddings=[[1.0, 2.0]])
+        client.create_collection("kept").add(ids=["a"], embeddings=np.ones((1, 2), np.float32))
         assert "rebalance start" in operator.refused("rebalance", "status")
         assert "rebalance start" in operator.refused("rebalance", "cancel")
         assert "shard" in operator.refused("shards", "drain", "shard-1")
