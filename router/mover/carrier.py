@@ -72,6 +72,7 @@ class Carrier:
     tasks: asyncio.TaskGroup
     """Of the run; it ends with it."""
     _ahead: _Read | None = field(init=False, default=None)
+    _has_grant: set[str] = field(init=False, default_factory=set)
     _fenced_at: float = field(init=False, default=0.0)
     _reads_fenced_at: float = field(init=False, default=0.0)
     _counted_at: float = field(init=False, default_factory=time.monotonic)
@@ -111,6 +112,7 @@ class Carrier:
         source, target, ref = self._source.client.moves, self._target.client.moves, self._ref
         match step:
             case steps.Capture():
+                await self._granted(self.move.source)
                 await source.begin_capture(ref, CALL_TIMEOUT)
             case steps.Grant():
                 await self._grant()
@@ -125,8 +127,10 @@ class Carrier:
                 raise AssertionError(f"{step} is no step of a move")
 
     async def _arrive(self, step: steps.Arrive) -> steps.Arrived:
-        # A node makes a collection on an ownership message only: of none of the slots, as yet.
-        await self.directory.grant(self.move.collection_id, self.move.target)
+        # A node makes a collection on an ownership message only: of none of the slots, as yet. And
+        # one whose engine began anew reads nothing before it.
+        await self._granted(self.move.target)
+        await self._granted(self.move.source)
         answer = await self._target.client.moves.begin_arrival(
             self._ref, afresh=step.afresh, timeout=CALL_TIMEOUT
         )
@@ -134,6 +138,7 @@ class Carrier:
 
     async def _drop(self, step: steps.Drop) -> bool:
         """Some records of the slots at one side; whether that was all."""
+        await self._granted(step.shard)
         began = time.monotonic()
         answer = await self.cluster.shard(step.shard).client.moves.drop_slots(
             self._ref, self._at_once(DROP_RECORDS), CALL_TIMEOUT
@@ -143,6 +148,12 @@ class Carrier:
             self.progress = replace(self.progress, trimmed_records=trimmed)
         await self._breathe(answer.dropped, 0.0, time.monotonic() - began)
         return answer.done
+
+    async def _granted(self, shard: str) -> None:
+        """The node of a shard has its present ownership, as far as this run has seen."""
+        if shard not in self._has_grant:
+            await self.directory.grant(self.move.collection_id, shard)
+            self._has_grant.add(shard)
 
     async def _grant(self) -> None:
         """The source must know that it has lost the slots, or it may not be trimmed; the target

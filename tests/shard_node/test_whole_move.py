@@ -59,7 +59,8 @@ class Mover:
                 return self.entered(stage, next_epoch=epoch, problem=problem)
             case protocol.Arrive(afresh):
                 ready = self.target.begin(afresh)
-                return protocol.Arrived(self.target.cursor, ready)
+                cursor = self.target.cursor
+                return protocol.Arrived(cursor, ready, cursor.copy_done)
             case protocol.Drop(shard):
                 return self.side(shard).drop(limit=200).done
             case protocol.Transfer():
