@@ -85,11 +85,6 @@ class Cluster:
         """The names of all shards, sorted."""
         return tuple(sorted(self._shards))
 
-    @property
-    def active_names(self) -> tuple[str, ...]:
-        """The names of the shards that take new data, sorted."""
-        return tuple(name for name in self.names if self._shards[name].role is ShardRole.ACTIVE)
-
     def all(self) -> tuple[Shard, ...]:
         """All shards, by name."""
         return tuple(self._shards[name] for name in self.names)

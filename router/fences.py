@@ -64,6 +64,11 @@ class Fences:
         finally:
             hold.calls -= 1
 
+    def held(self, collection_id: str) -> int:
+        """How many calls of a collection are held now."""
+        hold = self._holds.get(collection_id)
+        return hold.calls if hold is not None else 0
+
     def release(self, collection_id: str) -> None:
         """Lets all held calls of a collection go on at once."""
         hold = self._holds.get(collection_id)

@@ -5,13 +5,14 @@ being emptied, and a collection that has outgrown its shard. One planner serves 
 that they cannot disagree. What is refused has changed nothing.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import structlog
 
-from chroma_router.wire.errors import NotAllowed, NotFound, Reason, Stale
+from chroma_router.wire.errors import ClusterError, NotAllowed, NotFound, Reason, Stale
 from router.catalog import Catalog
 from router.cluster import Cluster
 from router.concurrency import computed
@@ -89,8 +90,12 @@ class Planning:
                     raise
                 continue
             log.info("rebalance_begun", rebalance=begun.id, kind=begun.kind, moves=len(moves))
-            await self._cluster.refresh()  # a shard's role may have changed
-            began()
+            if moves:
+                began()
+            # A shard's role may have changed. That it has begun is true whatever comes of this, and
+            # the cluster looks after the catalog by itself.
+            with contextlib.suppress(ClusterError):
+                await self._cluster.refresh()
             return begun
         raise AssertionError("the last round returns or raises")
 

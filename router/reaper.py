@@ -6,6 +6,7 @@ the collection as DELETING until then, so that a restarted router goes on where 
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 
 import structlog
 
@@ -64,13 +65,17 @@ class Reaper:
         return task
 
     async def _drop(self, doomed: CollectionEntry) -> None:
-        left = {shard.name: shard for shard in self._cluster.all()}
+        confirmed: set[str] = set()
         attempt = 0
         while True:
             try:
                 async with self._turns:
-                    left = await self._ask(doomed, left)
-                    if not left:
+                    # Each time: another router may have placed it on a shard that this one has not
+                    # met yet, and nobody waits for one that has been removed.
+                    await self._cluster.refresh()
+                    left = [shard for shard in self._cluster.all() if shard.name not in confirmed]
+                    confirmed |= await self._ask(doomed, left)
+                    if confirmed >= set(self._cluster.names):
                         with contextlib.suppress(NotFound):  # another router finished it
                             await self._catalog.finish_delete(doomed.id)
                         return
@@ -79,17 +84,17 @@ class Reaper:
             await asyncio.sleep(backoff(attempt, RETRY_BASE, RETRY_CAP, jitter=0.5))
             attempt += 1
 
-    async def _ask(self, doomed: CollectionEntry, shards: dict[str, Shard]) -> dict[str, Shard]:
-        """Has these shards drop a collection; those that did not confirm."""
+    async def _ask(self, doomed: CollectionEntry, shards: Sequence[Shard]) -> set[str]:
+        """Has these shards drop a collection; the names of those that confirmed."""
         answers = await settled(
-            shard.client.drop(doomed.id, doomed.slot_map.epoch, DROP_TIMEOUT)
-            for shard in shards.values()
+            shard.client.drop(doomed.id, doomed.slot_map.epoch, DROP_TIMEOUT) for shard in shards
         )
-        left = {}
-        for shard, answer in zip(shards.values(), answers, strict=True):
+        confirmed = set()
+        for shard, answer in zip(shards, answers, strict=True):
             if isinstance(answer, ClusterError):
-                left[shard.name] = shard
                 log.warning(
                     "drop_delayed", shard=shard.name, collection=doomed.id, error=answer.message
                 )
-        return left
+            else:
+                confirmed.add(shard.name)
+        return confirmed

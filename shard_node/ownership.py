@@ -99,11 +99,17 @@ class Ownership:
 
     @staticmethod
     def _is_epoch_alone(request: shard_pb2.SetOwnershipRequest, holding: Holding) -> bool:
-        """Whether the node serves the collection at this definition already."""
+        """Whether the node serves the collection as it is defined already.
+
+        A switch is a change of the catalog's entry too, so a higher version need not say more.
+        """
         return (
             request.ownership_only
             and holding.grant is not None
-            and request.definition.version <= holding.row.definition_version
+            and (
+                request.definition.version <= holding.row.definition_version
+                or _content(request.definition) == _content(holding.definition)
+            )
         )
 
     @staticmethod
@@ -295,6 +301,14 @@ class Ownership:
 
     async def _in_writer(self, work: Callable[..., _T], *arguments: object) -> _T:
         return await in_writer(self._writer, work, *arguments)
+
+
+def _content(definition: shard_pb2.CollectionDefinition) -> bytes:
+    """A definition without what counts its changes."""
+    bare = shard_pb2.CollectionDefinition()
+    bare.CopyFrom(definition)
+    bare.version = bare.collection.epoch = 0
+    return bare.SerializeToString(deterministic=True)
 
 
 def load_holdings(state: State, boot_id: str) -> Holdings:

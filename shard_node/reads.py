@@ -198,7 +198,8 @@ class Reads:
             most = ANSWER_BYTES // _ROW_BYTES if request.keys_only else _LARGEST_CHUNK * 5
             step = min(most, page.limit - page.rows + 1)
             keys = await self._index.page(number, after, step, keep, order)
-            yield keys
+            # Where all was owned a move may have brought others since (invariant 2).
+            yield keys if keep is not None else [k for k in keys if grant.owned[slot_of(k[1])]]
             if len(keys) < step:
                 return
             after = keys[-1]
@@ -214,4 +215,9 @@ def owned_only(holding: Holding, grant: Grant) -> Keep | None:
     """Which ids to keep; None when every record here is owned: then ownership costs nothing."""
     if holding.owned_records(grant) == holding.total:
         return None
+    return owned_by(grant)
+
+
+def owned_by(grant: Grant) -> Keep:
+    """Whether an id is of an owned slot."""
     return lambda record_id: bool(grant.owned[slot_of(record_id)])

@@ -8,6 +8,7 @@ import math
 import structlog
 
 from chroma_router.v1 import shard_pb2, types_pb2
+from chroma_router.wire.errors import InvalidRequest
 from router.cluster import Shard
 from router.concurrency import settled
 from router.core.agreement import Hits, QuerySample, QuerySamples, agreement
@@ -36,7 +37,8 @@ class QueryComparison:
         if not rebalance.query_agreement:
             return ""
         samples = self._samples.of(ref.collection_id)
-        shares = [await _agreement(ref, sample, source, target) for sample in samples]
+        compared = [await _agreement(ref, sample, source, target) for sample in samples]
+        shares = [share for share in compared if share is not None]
         if not shares:
             log.info("no_queries_to_compare", move=ref.move_id, collection=ref.collection_id)
             return ""
@@ -53,7 +55,11 @@ class QueryComparison:
 
 async def _agreement(
     ref: shard_pb2.MoveRef, sample: QuerySample, source: Shard, target: Shard
-) -> float:
+) -> float | None:
+    """Which share of the hits agrees; None for a query that cannot be asked.
+
+    A sample is taken before its query is answered: it may be one that the source refuses, too.
+    """
     query = shard_pb2.ShardQueryRequest(
         collection_id=ref.collection_id,
         embeddings=[sample.embedding],
@@ -62,9 +68,10 @@ async def _agreement(
         include=[types_pb2.INCLUDE_DISTANCES],
     )
     hits: list[Hits] = []
-    for answer in await settled(
-        side.client.moves.preview_move(ref, query) for side in (source, target)
-    ):
+    answers = await settled(side.client.moves.preview_move(ref, query) for side in (source, target))
+    if isinstance(answers[0], InvalidRequest):
+        return None
+    for answer in answers:
         if not isinstance(answer, shard_pb2.PreviewMoveResponse):
             raise answer
         (result,) = answer.results

@@ -6,18 +6,19 @@ figures.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
 
 import structlog
 
 from chroma_router.v1 import shard_pb2
-from chroma_router.wire.errors import ClusterError, NotAllowed, Reason
+from chroma_router.wire.errors import ClusterError, NotAllowed, Reason, Stale
 from chroma_router.wire.slots import slots_to_bitmap
 from router.catalog import Catalog
 from router.cluster import Cluster, Shard
+from router.concurrency import settled
 from router.core import move as steps
 from router.core.latency import Foreground
 from router.core.lease import Lease
@@ -44,16 +45,12 @@ DROP_RECORDS = 500
 """Most records that are trimmed or purged with one call."""
 
 
-_ReadResult: TypeAlias = tuple[shard_pb2.ReadMoveResponse, float]
-"""A chunk, and for how many seconds the source worked on it."""
-
-
 @dataclass(slots=True)
 class _Read:
     """A chunk that is being read ahead."""
 
     asked: shard_pb2.ReadMoveRequest
-    task: "asyncio.Task[_ReadResult | ClusterError]"
+    task: "asyncio.Task[shard_pb2.ReadMoveResponse | ClusterError]"
 
 
 @dataclass(slots=True)
@@ -72,6 +69,7 @@ class Carrier:
     tasks: asyncio.TaskGroup
     """Of the run; it ends with it."""
     _ahead: _Read | None = field(init=False, default=None)
+    _has_grant: set[str] = field(init=False, default_factory=set)
     _fenced_at: float = field(init=False, default=0.0)
     _reads_fenced_at: float = field(init=False, default=0.0)
     _counted_at: float = field(init=False, default_factory=time.monotonic)
@@ -82,6 +80,13 @@ class Carrier:
 
     async def do(self, step: steps.Step) -> steps.Answer:
         """Does one step. Raises ClusterError: its outcome may be unknown, and the run is over."""
+        try:
+            return await self._do(step)
+        except Stale as stale:
+            await self._given_anew(stale)
+            raise
+
+    async def _do(self, step: steps.Step) -> steps.Answer:
         match step:
             case steps.Enter():
                 self.move = await self.catalog.moves.enter(
@@ -111,6 +116,7 @@ class Carrier:
         source, target, ref = self._source.client.moves, self._target.client.moves, self._ref
         match step:
             case steps.Capture():
+                await self._granted(self.move.source)
                 await source.begin_capture(ref, CALL_TIMEOUT)
             case steps.Grant():
                 await self._grant()
@@ -119,21 +125,25 @@ class Carrier:
                 await source.fence_reads(ref, FENCE_TIMEOUT)
             case steps.EndCapture():
                 await source.end_capture(ref, CALL_TIMEOUT)
+                self.directory.fence_lifted(self.move.collection_id)
             case steps.EndArrival():
                 await target.end_arrival(ref, CALL_TIMEOUT)
             case _:
                 raise AssertionError(f"{step} is no step of a move")
 
     async def _arrive(self, step: steps.Arrive) -> steps.Arrived:
-        # A node makes a collection on an ownership message only: of none of the slots, as yet.
-        await self.directory.grant(self.move.collection_id, self.move.target)
+        # A node makes a collection on an ownership message only: of none of the slots, as yet. And
+        # one whose engine began anew reads nothing before it.
+        await self._granted(self.move.target)
+        await self._granted(self.move.source)
         answer = await self._target.client.moves.begin_arrival(
             self._ref, afresh=step.afresh, timeout=CALL_TIMEOUT
         )
-        return steps.Arrived(answer.applied, answer.ready)
+        return steps.Arrived(answer.applied, answer.ready, answer.applied.copy_done)
 
     async def _drop(self, step: steps.Drop) -> bool:
         """Some records of the slots at one side; whether that was all."""
+        await self._granted(step.shard)
         began = time.monotonic()
         answer = await self.cluster.shard(step.shard).client.moves.drop_slots(
             self._ref, self._at_once(DROP_RECORDS), CALL_TIMEOUT
@@ -144,15 +154,33 @@ class Carrier:
         await self._breathe(answer.dropped, 0.0, time.monotonic() - began)
         return answer.done
 
+    async def _granted(self, shard: str) -> None:
+        """The node of a shard has its present ownership, as far as this run has seen."""
+        if shard not in self._has_grant:
+            await self.directory.grant(self.move.collection_id, shard)
+            self._has_grant.add(shard)
+
     async def _grant(self) -> None:
         """The source must know that it has lost the slots, or it may not be trimmed; the target
         that it has them; other shards learn it now or when a call meets them."""
-        refused = await self._told()
-        for shard in (self.move.source, self.move.target):
+        both = (self.move.source, self.move.target)
+        entry = await self.catalog.collection(self.move.collection_id)
+        refused = await self.directory.grant_all(entry, both)
+        for shard in both:
             if shard in refused:
                 raise refused[shard]
         for shard, error in refused.items():
             log.warning("epoch_not_told", shard=shard, error=error.message)
+
+    async def _given_anew(self, stale: Stale) -> None:
+        """A node that began anew takes no part in a move until it is told what it owns. Where no
+        client asks it for anything (a target owns nothing yet) nobody else does; the next run then
+        finds it ready."""
+        shard = stale.metadata.get("shard", "")
+        began_anew = stale.reason in {Reason.STALE_EPOCH, Reason.STALE_BOOT}
+        if began_anew and shard in {self.move.source, self.move.target}:
+            with contextlib.suppress(ClusterError):
+                await self.directory.grant(self.move.collection_id, shard)
 
     # ------------------------------------------------------------------------------ the stream
 
@@ -172,18 +200,20 @@ class Carrier:
         """One chunk. The next one is read while this one is applied: the stream's cursors keep them
         in order, and what is read in vain is thrown away."""
         request = self._read_request(step.begin, step.compare, step.compared)
-        chunk, reading = await self._read(request)
+        asked = time.monotonic()
+        chunk = await self._read(request)
         if self.move.stage in {Stage.COPYING, Stage.CATCHING_UP} and not _is_last(chunk, step):
             compared = _place(chunk) or step.compared
             self._read_ahead(self._read_request(chunk.end, step.compare, compared))
         began = time.monotonic()
         applied = await self._apply(chunk, CALL_TIMEOUT)
-        applying = time.monotonic() - began
-        seen = _seen(chunk, applied, step.compare)
-        worked = chunk.items + self._count(chunk, step.compare)
+        # Only what was waited for: a chunk that was read ahead has taken none of the time.
+        waited, applying = began - asked, time.monotonic() - began
+        self._count(chunk, step.begin)
+        worked = chunk.items + (self._count_compared(chunk, step) if step.compare else 0)
         if self.move.stage is not Stage.FENCED:
-            await self._breathe(worked, reading, applying)
-        return seen
+            await self._breathe(worked, waited, applying)
+        return _seen(chunk, applied, step.compare)
 
     async def _fence(self, step: steps.Fence) -> steps.Transferred:
         self._drop_ahead()
@@ -200,7 +230,7 @@ class Carrier:
             FENCE_TIMEOUT,
         )
         applied = await self._apply(answer.tail, FENCE_TIMEOUT)
-        self._count(answer.tail, compare=False)
+        self._count(answer.tail, step.begin)
         return replace(_seen(answer.tail, applied, False), source_records=answer.records)
 
     async def _apply(
@@ -208,7 +238,7 @@ class Carrier:
     ) -> shard_pb2.ApplyMoveResponse:
         return await self._target.client.moves.apply_move(self._ref, chunk.chunk, timeout)
 
-    async def _read(self, request: shard_pb2.ReadMoveRequest) -> _ReadResult:
+    async def _read(self, request: shard_pb2.ReadMoveRequest) -> shard_pb2.ReadMoveResponse:
         """The chunk that a request asks for."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
@@ -222,16 +252,16 @@ class Carrier:
             ahead.task.cancel()
         return await self._read_now(request)
 
-    async def _try_to_read(self, request: shard_pb2.ReadMoveRequest) -> _ReadResult | ClusterError:
+    async def _try_to_read(
+        self, request: shard_pb2.ReadMoveRequest
+    ) -> shard_pb2.ReadMoveResponse | ClusterError:
         try:
             return await self._read_now(request)
         except ClusterError as error:
             return error  # returned, not raised: perhaps nobody needs the chunk
 
-    async def _read_now(self, request: shard_pb2.ReadMoveRequest) -> _ReadResult:
-        began = time.monotonic()
-        answer = await self._source.client.moves.read_move(request, CALL_TIMEOUT)
-        return answer, time.monotonic() - began
+    async def _read_now(self, request: shard_pb2.ReadMoveRequest) -> shard_pb2.ReadMoveResponse:
+        return await self._source.client.moves.read_move(request, CALL_TIMEOUT)
 
     def _read_ahead(self, request: shard_pb2.ReadMoveRequest) -> None:
         task = self.tasks.create_task(self._try_to_read(request), name="read-ahead")
@@ -263,7 +293,11 @@ class Carrier:
         an unknown outcome ends the run, and the next one reads the catalog."""
         entry, self.move = await self.catalog.moves.switch(self.lease, self.move)
         self.directory.remember(entry)  # what is held goes on; a node that is behind is told
-        await self.directory.grant_all(entry, (self.move.source, self.move.target))
+        both = (self.move.source, self.move.target)
+        for name in set(entry.slot_map.shards).difference(both):
+            # Not waited for: it holds nobody up, and Grant asks it again.
+            self.tasks.create_task(self._tell(name), name=f"tell-{name}")
+        await settled(self.directory.grant(entry.id, name) for name in both)
         now = time.monotonic()
         self.progress = replace(
             self.progress,
@@ -279,17 +313,18 @@ class Carrier:
         )
         return self.move
 
-    async def _told(self) -> dict[str, ClusterError]:
-        """Tells all shards concerned the epoch of the catalog; the errors of those that did not
-        take it. At the switch that is told again by Grant."""
-        entry = await self.catalog.collection(self.move.collection_id)
-        return await self.directory.grant_all(entry, (self.move.source, self.move.target))
+    async def _tell(self, name: str) -> None:
+        with contextlib.suppress(ClusterError):
+            await self.directory.grant(self.move.collection_id, name)
 
     # ------------------------------------------------------------------------------ figures, pace
 
-    def _count(self, chunk: shard_pb2.ReadMoveResponse, compare: bool) -> int:
-        """Enters a chunk that is applied into the figures; how many records it compared."""
+    def _count(self, chunk: shard_pb2.ReadMoveResponse, begin: steps.Cursor) -> None:
+        """Enters a chunk that is applied into the figures."""
+        assert isinstance(begin, shard_pb2.MoveCursor)
         before, now = self.progress, time.monotonic()
+        if not begin.capture_id:  # the very first, perhaps of a copy that begins again
+            before = replace(before, copied_records=0, copy_microseconds=0)
         spent = round((now - self._counted_at) * 1e6) if self.move.stage is Stage.COPYING else 0
         self._counted_at = now
         self.progress = replace(
@@ -297,14 +332,18 @@ class Carrier:
             copied_records=before.copied_records + chunk.items,
             copy_microseconds=before.copy_microseconds + spent,
         )
-        if not compare:
-            return 0
+
+    def _count_compared(self, chunk: shard_pb2.ReadMoveResponse, step: steps.Transfer) -> int:
+        """Enters what a chunk has compared into the figures; how many records that were."""
         compared = len(shard_pb2.MoveChunk.FromString(chunk.chunk).comparison.sequences)
-        self.progress = replace(self.progress, compared_records=before.compared_records + compared)
+        # Each run compares from the beginning.
+        before = self.progress.compared_records if step.compared else 0
+        self.progress = replace(self.progress, compared_records=before + compared)
         return compared
 
     async def _breathe(self, items: int, reading: float, applying: float) -> None:
-        """Pauses so that clients do not suffer, and no faster than was asked for."""
+        """Pauses so that clients do not suffer, and it is no faster than was asked for. The times,
+        in seconds, are one after the other what the items have taken until now."""
         now = time.monotonic()
         self.pace.observe(
             items=items,

@@ -9,18 +9,18 @@ nothing else that would be missed: all that a move has reached is in the catalog
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from chroma_router.v1 import shard_pb2
-from chroma_router.wire.errors import ClusterError, Reason, Stale
-from router.catalog import Catalog
+from chroma_router.wire.errors import ClusterError, DeadlineExpired, InternalFailure, Reason, Stale
+from router.catalog import Catalog, MoveRow
 from router.cluster import Cluster, Shard
 from router.core.latency import Foreground
 from router.core.lease import Lease
-from router.core.move import ENDED, Answer, Move, Run, Stage, Step, pursue
+from router.core.move import ENDED, PAUSABLE, Answer, Move, Run, Stage, Step, pursue
 from router.core.pace import Pace
 from router.core.rebalance import MoveProgress, Rebalance, RebalanceState
 from router.core.retry import backoff
@@ -37,17 +37,20 @@ free: a dead mover's work is taken over within LEASE_SECONDS + LOOK_SECONDS (DES
 OBEY_SECONDS, NOTE_SECONDS = 0.1, 1.0
 """How often a running move looks for pause and cancel, and how often its figures are kept."""
 
-RETRY_BASE, RETRY_CAP = 0.1, 2.0
-"""Seconds of back-off before a move that failed is run again."""
+RETRY_BASE, RETRY_CAP = 0.1, 1.0
+"""Seconds of back-off before a move that failed is run again: less than a lease lasts, since nobody
+renews it meanwhile."""
 
 UNFENCE_SECONDS = 4.0
-"""How long a fenced move is tried: then it is cancelled, so that the writes that are held go on."""
+"""How long a fenced move is tried: then it is cancelled, so that the writes that are held go on.
+What does not answer is not waited for any longer either."""
 
 CompareQueries = Callable[[Rebalance, shard_pb2.MoveRef, Shard, Shard], Awaitable[str]]
 
 
 class _Interrupted(Exception):
-    """The operator has asked for a pause or a cancel."""
+    """What is to be done is to be looked up again: the operator has asked for something else, or
+    the move is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +76,10 @@ class Mover:
         self._parts = parts
         self._catalog = parts.catalog
         self._wake = asyncio.Event()
+        self._lease: Lease | None = None
         self._failed = 0
-        self._fenced_since: float | None = None
+        self._fenced: tuple[str, float] | None = None
+        """Which move is fenced, and since when this mover knows it."""
 
     def wake(self) -> None:
         """A rebalance was begun, or changed, through this router."""
@@ -83,11 +88,13 @@ class Mover:
     async def run(self) -> None:
         """Until it is cancelled."""
         while True:
+            self._wake.clear()  # first: what is begun while it looks, is looked at again
             try:
                 await self._look()
             except ClusterError as error:
                 log.warning("mover_delayed", error=error.message)
-            self._wake.clear()
+            except Exception as error:  # a defect here must not end the router
+                log.error("mover_failed", exc_info=error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
                     await self._wake.wait()
@@ -97,7 +104,7 @@ class Mover:
         if found is None:
             await self._parts.idle()
             return
-        if found[0].state is RebalanceState.PAUSED:
+        if _waits(*found):
             return
         lease = await self._acquired()
         if lease is None:
@@ -109,11 +116,15 @@ class Mover:
         finally:
             self._parts.foreground.end_busy(time.monotonic())
             # Whoever is to go on need not wait until it has expired.
-            with contextlib.suppress(ClusterError):
-                await self._catalog.moves.release(lease)
+            if self._lease is not None:
+                with contextlib.suppress(ClusterError):
+                    await self._catalog.moves.release(self._lease)
 
     async def _acquired(self) -> Lease | None:
-        return await self._catalog.moves.acquire(self._name, _now(), round(LEASE_SECONDS * 1e6))
+        self._lease = await self._catalog.moves.acquire(
+            self._name, _now(), round(LEASE_SECONDS * 1e6)
+        )
+        return self._lease
 
     # ------------------------------------------------------------------------------ the lease
 
@@ -127,8 +138,11 @@ class Mover:
                     keeping = group.create_task(self._keep(held), name="lease")
                     more = await self._run_next(held, group)
                     keeping.cancel()
-            except* ClusterError as failures:
+            except* Exception as failures:
                 failed = _first(failures)
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    # Python 3.11 forgets it when a task of the group fails at the same moment.
+                    raise asyncio.CancelledError from failed
             if failed is not None:
                 if failed.reason is Reason.STALE_TOKEN:
                     log.info("mover_deposed", mover=self._name, token=held.token)
@@ -158,7 +172,10 @@ class Mover:
             found = await self._catalog.moves.running()
             if found is not None and error.reason is not Reason.CONFLICT:
                 await self._catalog.moves.set_problem(lease, found[0].id, error.message)
-        await asyncio.sleep(backoff(self._failed - 1, RETRY_BASE, RETRY_CAP, jitter=0.5))
+        pause = backoff(self._failed - 1, RETRY_BASE, RETRY_CAP, jitter=0.5)
+        if self._fenced is not None and (left := self._fence_left()) > 0:
+            pause = min(pause, left)
+        await asyncio.sleep(pause)
 
     # ------------------------------------------------------------------------------ one after one
 
@@ -166,44 +183,63 @@ class Mover:
         """Carries on what is next; False when nothing is left to do here."""
         moves = self._catalog.moves
         found = await moves.running()
-        if found is None or found[0].state is RebalanceState.PAUSED:
+        if found is None or _waits(*found):
             return False
         rebalance, rows = found
         open_moves = [row for row in rows if not row[0].ended]
         if not open_moves:
-            running = rebalance.state is RebalanceState.RUNNING
-            if running and await self._parts.planning.more(lease, rebalance):
+            wanted = rebalance.state is not RebalanceState.CANCELLING
+            if wanted and await self._parts.planning.more(lease, rebalance):
                 return True
             ended = await moves.finish(lease, rebalance, _now())
             log.info("rebalance_ended", rebalance=ended.id, state=ended.state)
             return False
         move, progress = open_moves[0]
-        if await self._unfenced(lease, move):
-            return True
+        self._note_fence(move)
+        if self._fenced is not None and self._fence_left() <= 0:
+            why = "it could not be switched in time, and writes were being held; start it again"
+            move = await moves.enter(lease, move, Stage.CANCELLING, why)
+        if _gave_up(rebalance, move):
+            # First, so that whoever takes over knows it too.
+            rebalance = await moves.fail(lease, rebalance, move.problem, _now())
         try:
-            ended_move = await self._pursue(lease, rebalance, move, progress, tasks)
+            await self._pursue(lease, rebalance, move, progress, tasks)
         except _Interrupted:
             return True
-        self._failed, self._fenced_since = 0, None
-        await moves.set_problem(lease, rebalance.id, "")
-        if ended_move.stage is Stage.CANCELLED and rebalance.state is RebalanceState.RUNNING:
-            present = await moves.running()
-            if present is not None and present[0].state is RebalanceState.RUNNING:
-                await moves.fail(lease, present[0], ended_move.problem, _now())
+        await self._note_success(lease, rebalance)
         return True
 
-    async def _unfenced(self, lease: Lease, move: Move) -> bool:
-        """Cancels a move that stays fenced because something does not answer."""
-        if move.stage is not Stage.FENCED or not self._failed:
-            self._fenced_since = None
-            return False
-        now = time.monotonic()
-        self._fenced_since = self._fenced_since or now
-        if now - self._fenced_since < UNFENCE_SECONDS:
-            return False
-        why = "it could not be switched in time, and writes were being held; start it again"
-        await self._catalog.moves.enter(lease, move, Stage.CANCELLING, why)
-        return True
+    async def _note_success(self, lease: Lease, rebalance: Rebalance) -> None:
+        """Nothing stands in the way any more."""
+        self._failed = 0
+        if rebalance.problem:
+            await self._catalog.moves.set_problem(lease, rebalance.id, "")
+
+    # ------------------------------------------------------------------------------ the fence
+
+    def _note_fence(self, move: Move) -> None:
+        if move.stage is not Stage.FENCED:
+            self._fenced = None
+        elif self._fenced is None or self._fenced[0] != move.id:
+            self._fenced = move.id, time.monotonic()
+
+    def _fence_left(self) -> float:
+        """For how many seconds the fenced move is tried yet."""
+        assert self._fenced is not None
+        return self._fenced[1] + UNFENCE_SECONDS - time.monotonic()
+
+    async def _done(self, carrier: Carrier, step: Step) -> Answer:
+        """Does a step, but no longer than writes may be held. Raises ClusterError."""
+        self._note_fence(carrier.move)
+        left = None if self._fenced is None else max(self._fence_left(), 0.0)
+        try:
+            async with asyncio.timeout(left):
+                return await carrier.do(step)
+        except TimeoutError:
+            # If it was the switch, the catalog knows whether it took place.
+            raise DeadlineExpired(
+                f"move {carrier.move.id} was not switched within {UNFENCE_SECONDS:g} s"
+            ) from None
 
     async def _pursue(
         self,
@@ -229,10 +265,16 @@ class Mover:
         try:
             step = _next(run, None)
             while not isinstance(step, Move):
-                answer = await carrier.do(step)
+                answer = await self._done(carrier, step)
+                if _gave_up(rebalance, carrier.move):
+                    raise _Interrupted
                 await watch.obey(carrier.move)
-                if time.monotonic() - noted > NOTE_SECONDS:
+                if (
+                    time.monotonic() - noted > NOTE_SECONDS
+                    and carrier.move.stage is not Stage.FENCED
+                ):
                     await self._catalog.moves.note(lease, move.id, carrier.progress)
+                    await self._note_success(lease, rebalance)
                     noted = time.monotonic()
                 step = _next(run, answer)
             return step
@@ -273,6 +315,21 @@ class _Watch:
             raise _Interrupted
 
 
+def _waits(rebalance: Rebalance, rows: Sequence[MoveRow]) -> bool:
+    """Whether it is paused, and is where it may be: not while calls are held, nor half undone."""
+    under_way = next((move for move, _ in rows if not move.ended), None)
+    return (
+        rebalance.state is RebalanceState.PAUSED
+        and under_way is not None
+        and under_way.stage in PAUSABLE
+    )
+
+
+def _gave_up(rebalance: Rebalance, move: Move) -> bool:
+    """Whether the mover has begun to undo a move by itself, and the rebalance goes on as yet."""
+    return move.stage is Stage.CANCELLING and rebalance.state is not RebalanceState.CANCELLING
+
+
 def _next(run: Run, answer: Answer) -> Step | Move:
     """The next step, or the move when it has ended."""
     try:
@@ -286,9 +343,10 @@ def _now() -> int:
     return time.time_ns() // 1000
 
 
-def _first(failures: BaseExceptionGroup[ClusterError]) -> ClusterError:
-    """Of several the one that says that another has the lease, else the first."""
+def _first(failures: BaseExceptionGroup[Exception]) -> ClusterError:
+    """Of several the one that says that another has the lease, else a defect, else the first."""
     errors: list[ClusterError] = []
+    defects: list[ClusterError] = []
     stack: list[BaseException] = [failures]
     while stack:
         error = stack.pop()
@@ -296,5 +354,9 @@ def _first(failures: BaseExceptionGroup[ClusterError]) -> ClusterError:
             stack.extend(error.exceptions)
         elif isinstance(error, ClusterError):
             errors.append(error)
+        else:
+            log.error("move_failed", exc_info=error)
+            why = f"a defect in the mover: {type(error).__name__}: {error}; see the router's log"
+            defects.append(InternalFailure(why))
     stale = [error for error in errors if error.reason is Reason.STALE_TOKEN]
-    return (stale or errors)[0]
+    return (stale or defects or errors)[0]

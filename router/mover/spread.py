@@ -9,7 +9,8 @@ from chroma_router.wire.errors import ClusterError
 from router.catalog import Catalog
 from router.cluster import Cluster
 from router.concurrency import settled
-from router.core.model import CollectionEntry, CollectionState
+from router.core.model import CollectionEntry, CollectionState, ShardRole
+from router.core.rebalance import RebalanceKind, RebalanceState
 
 log = structlog.get_logger(__name__)
 
@@ -40,8 +41,8 @@ class AutoSpread:
             await self._spread(grown.id)
 
     async def _grown(self) -> CollectionEntry | None:
-        if len(self._cluster.names) < 2:
-            return None
+        if sum(shard.role is ShardRole.ACTIVE for shard in self._cluster.all()) < 2:
+            return None  # there is nowhere to go
         answers = await settled(shard.client.stats() for shard in self._cluster.all())
         records: dict[str, int] = {}
         for answer in answers:
@@ -53,8 +54,19 @@ class AutoSpread:
         grown = {collection for collection, count in records.items() if count >= self._at}
         if not grown:
             return None
+        given_up = await self._given_up()
         for entry in await self._catalog.all_collections():
             alone = entry.placement_shards == 1 and entry.state is CollectionState.ACTIVE
-            if alone and entry.id in grown:
+            if alone and entry.id in grown and entry.id != given_up:
                 return entry
         return None
+
+    async def _given_up(self) -> str:
+        """The collection, if any, whose spreading was the last thing to be cancelled, or to fail:
+        nobody wants it to be begun again at once. An operator may, and another rebalance is a
+        reason to try it once more."""
+        newest = await self._catalog.moves.newest()
+        if newest is None or newest[0].kind is not RebalanceKind.PLACE:
+            return ""
+        undone = newest[0].state in {RebalanceState.CANCELLED, RebalanceState.FAILED}
+        return newest[0].subject if undone else ""

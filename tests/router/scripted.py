@@ -4,6 +4,7 @@ Without a script a node is as strict as a real one about boots and epochs, and t
 """
 
 import asyncio
+import inspect
 import uuid
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
 from chroma_router.v1 import shard_pb2, shard_pb2_grpc, types_pb2
 from chroma_router.wire.errors import ClusterError, Reason, Stale, Unavailable
@@ -40,6 +42,15 @@ def away() -> Unavailable:
     return Unavailable("scripted: away", retry_after=1.0)
 
 
+@dataclass(frozen=True)
+class Fence:
+    """Slots of a collection that are about to move away."""
+
+    slots: frozenset[int]
+    next_epoch: int
+    reads: bool = False
+
+
 class ScriptedShard(shard_pb2_grpc.ShardServiceServicer):
     """One shard node."""
 
@@ -54,6 +65,9 @@ class ScriptedShard(shard_pb2_grpc.ShardServiceServicer):
         self.schema_json = ""
         self.seen: list[tuple[str, Any]] = []
         self.steps: dict[str, deque[Step]] = defaultdict(deque)
+        self.usual: dict[str, Callable[[Any], Any]] = {}
+        """What takes the place of a method's usual answer; may be a coroutine function."""
+        self.fences: dict[str, Fence] = {}
         self._arrivals: dict[str, asyncio.Queue[Any]] = defaultdict(asyncio.Queue)
 
     def then(self, method: str, *steps: Step) -> None:
@@ -78,6 +92,11 @@ class ScriptedShard(shard_pb2_grpc.ShardServiceServicer):
         self.epochs.clear()
         return old
 
+    def fence(self, entry: CollectionEntry, *, reads: bool = False) -> None:
+        """Fences all slots that it owns, as for a move of them all."""
+        slot_map = entry.slot_map
+        self.fences[entry.id] = Fence(slot_map.slots_of(self.name), slot_map.epoch + 1, reads)
+
     async def _play(
         self, method: str, request: Any, context: Any, usual: Callable[[Any], Any]
     ) -> Any:
@@ -91,7 +110,8 @@ class ScriptedShard(shard_pb2_grpc.ShardServiceServicer):
                 answer = await step(request)
                 if answer is not None:
                     return answer
-            return usual(request)
+            answer = self.usual.get(method, usual)(request)
+            return await answer if inspect.isawaitable(answer) else answer
         except ClusterError as error:
             await context.abort(grpc_status(error), error.message, status_metadata(error))
 
@@ -99,6 +119,13 @@ class ScriptedShard(shard_pb2_grpc.ShardServiceServicer):
         present = self.epochs.get(collection_id, 0)
         if present != epoch:
             raise self.stale(present)
+
+    def _check_fence(self, collection_id: str, ids: Sequence[str], *, reads: bool = False) -> None:
+        fence = self.fences.get(collection_id)
+        if fence is None or (reads and not fence.reads):
+            return
+        if not ids or any(slot_of(record_id) in fence.slots for record_id in ids):
+            raise self.stale(self.epochs[collection_id], Reason.SLOTS_FENCED)
 
     def stale(self, epoch: int, reason: Reason = Reason.STALE_EPOCH) -> Stale:
         """The refusal of a call at another epoch."""
@@ -121,6 +148,9 @@ class ScriptedShard(shard_pb2_grpc.ShardServiceServicer):
         if collection.epoch < present:
             raise self.stale(present)
         self.epochs[collection.id] = collection.epoch
+        fence = self.fences.get(collection.id)
+        if fence is not None and collection.epoch >= fence.next_epoch:
+            del self.fences[collection.id]
         return shard_pb2.SetOwnershipResponse(
             configuration_json='{"hnsw": {"space": "l2"}, "described": true}',
             schema_json=self.schema_json,
@@ -132,6 +162,7 @@ class ScriptedShard(shard_pb2_grpc.ShardServiceServicer):
         for operation in request.operations:
             try:
                 self._check(operation.collection_id, operation.epoch)
+                self._check_fence(operation.collection_id, operation.ids)
             except Stale as error:
                 results.append(
                     shard_pb2.OperationResult(
@@ -147,6 +178,7 @@ class ScriptedShard(shard_pb2_grpc.ShardServiceServicer):
 
     def _count(self, request: shard_pb2.ShardCountRequest) -> shard_pb2.ShardCountResponse:
         self._check(request.collection_id, request.epoch)
+        self._check_fence(request.collection_id, (), reads=True)
         return shard_pb2.ShardCountResponse(count=10)
 
     async def Hello(self, request: Any, context: Any) -> Any:
@@ -277,6 +309,12 @@ class Rig:
         entry, _ = await self.catalog.create_collection(new(name, shards=placed), False)
         return await self.directory.refresh(entry.id)
 
+    async def forget_shard(self, name: str) -> None:
+        """Takes a shard out of the catalog, as an operator may once it owns nothing."""
+        await self.catalog._connection.write(
+            lambda db: db.execute("DELETE FROM shards WHERE name = ?", (name,))
+        )
+
     async def move(self, entry: CollectionEntry, to: str) -> CollectionEntry:
         """Another router gives every slot to one shard; this one has not heard of it."""
         present = await self.catalog.collection(entry.id)
@@ -300,6 +338,31 @@ def an_add(ids: Sequence[str], **more: Any) -> Write:
         "sequences": range(1, len(ids) + 1),
     }
     return Write(**{**fields, **more})
+
+
+@asynccontextmanager
+async def another_node(name: str) -> AsyncIterator[ScriptedShard]:
+    """One more node, of which no catalog knows yet."""
+    shard = ScriptedShard(name)
+    server = await serving(shard)
+    try:
+        yield shard
+    finally:
+        await server.stop(None)
+
+
+class Reads:
+    """Counts how often a collection is read from the catalog."""
+
+    def __init__(self, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.number = 0
+        read = catalog.collection
+
+        async def counted(collection_id: str) -> CollectionEntry:
+            self.number += 1
+            return await read(collection_id)
+
+        monkeypatch.setattr(catalog, "collection", counted)
 
 
 @asynccontextmanager

@@ -12,12 +12,14 @@ from chroma_router.wire.errors import (
     NotAllowed,
     NotFound,
     Reason,
+    Stale,
     Unavailable,
 )
 from chroma_router.wire.slots import slots_from_bitmap
+from router import fences
 from router.directory import definition_of
 from tests.router.catalog.helpers import new
-from tests.router.scripted import away, rig, wait_for
+from tests.router.scripted import Reads, away, rig, wait_for
 
 pytestmark = pytest.mark.timeout(15)
 
@@ -208,6 +210,221 @@ async def test_a_router_refuses_to_start_behind_a_node(tmp_path: Path) -> None:
         assert failed.value.reason is Reason.CATALOG_BEHIND
         node.then("Hello", away())
         await router.cluster.check_catalog()  # a shard that is away is passed over
+
+
+# ---------------------------------------------------------------- many are refused at a switch
+
+
+async def test_what_another_call_has_read_already_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        moved = await router.move(entry, to="shard-2")
+        router.directory.remember(moved)
+        reads = Reads(router.catalog, monkeypatch)
+        for shard, epoch in [("shard-2", 2), ("shard-1", 1), ("shard-1", 0)]:
+            assert await router.directory.reconcile(entry, _stale_of(shard, epoch)) == moved
+        assert reads.number == 0
+
+
+async def test_what_is_known_is_read_again_for_a_node_that_is_ahead_of_it(tmp_path: Path) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        router.directory.remember(await router.move(entry, to="shard-2"))
+        newest = await router.move(entry, to="shard-1")
+        assert await router.directory.reconcile(entry, _stale_of("shard-1", 3)) == newest
+        with pytest.raises(NotAllowed) as failed:
+            await router.directory.reconcile(entry, _stale_of("shard-1", 4))
+        assert failed.value.reason is Reason.CATALOG_BEHIND
+
+
+async def test_many_refused_calls_read_the_catalog_a_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        moved = await router.move(entry, to="shard-2")
+        reads = Reads(router.catalog, monkeypatch)
+        found = await asyncio.gather(
+            *(router.directory.reconcile(entry, _stale_of("shard-2", 2)) for _ in range(256))
+        )
+        assert found == [moved] * 256
+        assert reads.number <= 2
+
+
+async def test_a_refresh_never_answers_with_what_was_read_before_it_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        for _ in range(20):
+            reading = [asyncio.create_task(router.directory.refresh(entry.id)) for _ in range(3)]
+            await asyncio.sleep(0)
+            entry = await router.catalog.update_collection(
+                await router.catalog.collection(entry.id), metadata={"a": 1}
+            )
+            assert (await router.directory.refresh(entry.id)).version >= entry.version
+            await asyncio.gather(*reading)
+
+
+# --------------------------------------------------------------------------------------- fences
+
+
+async def test_a_fenced_call_goes_on_when_this_router_remembers_the_switch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fences, "POLL_BASE", 5.0)
+    monkeypatch.setattr(fences, "POLL_CAP", 0.2)
+    monkeypatch.setattr(fences, "PATIENCE_BASE", 5.0)
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        fenced = [
+            asyncio.create_task(router.directory.reconcile(entry, _fenced_by("shard-1")))
+            for _ in range(256)
+        ]
+        await asyncio.sleep(0)
+        moved = await router.move(entry, to="shard-2")
+        reads = Reads(router.catalog, monkeypatch)
+        began = asyncio.get_running_loop().time()
+        router.directory.remember(moved)
+        assert await asyncio.gather(*fenced) == [moved] * 256
+        assert asyncio.get_running_loop().time() - began < 0.1
+        assert reads.number == 0
+
+
+async def test_a_fenced_call_goes_on_after_the_switch_of_another_router(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fences, "PATIENCE_BASE", 5.0)
+    monkeypatch.setattr(fences, "PATIENCE_CAP", 5.0)
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        reads = Reads(router.catalog, monkeypatch)
+        fenced = [
+            asyncio.create_task(router.directory.reconcile(entry, _fenced_by("shard-1")))
+            for _ in range(256)
+        ]
+        while reads.number < 3:  # noqa: ASYNC110 - the poll has no event for it
+            await asyncio.sleep(0.001)
+        moved = await router.move(entry, to="shard-2")  # reads it as well
+        assert await asyncio.gather(*fenced) == [moved] * 256
+        assert reads.number <= 10
+
+
+async def test_a_fence_that_was_lifted_lets_calls_go_on_at_the_epoch_that_they_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fences, "PATIENCE_BASE", 0.02)
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        assert await router.directory.reconcile(entry, _fenced_by("shard-1")) == entry
+        monkeypatch.setattr(fences, "PATIENCE_BASE", 5.0)
+        held = asyncio.create_task(router.directory.reconcile(entry, _fenced_by("shard-1")))
+        await asyncio.sleep(0)
+        router.directory.fence_lifted(entry.id)
+        assert await held == entry, "the mover of this router says it"
+
+
+async def test_a_collection_that_is_deleted_behind_a_fence_is_gone(tmp_path: Path) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        held = [
+            asyncio.create_task(router.directory.reconcile(entry, _fenced_by("shard-1")))
+            for _ in range(5)
+        ]
+        await asyncio.sleep(0)
+        await router.catalog.begin_delete(entry.id)
+        for one in held:
+            with pytest.raises(NotFound):
+                await one
+
+
+# ---------------------------------------------------------------------------------------- grants
+
+
+async def test_a_grant_is_what_the_catalog_has_after_it_was_asked_for(tmp_path: Path) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        node = router.shards["shard-2"]
+        node.forget_arrivals()
+        gate = asyncio.Event()
+        node.then("SetOwnership", wait_for(gate))
+        before = asyncio.create_task(router.directory.grant(entry.id, "shard-2"))
+        await node.arrival("SetOwnership")
+        moved = await router.move(entry, to="shard-2")
+        after = asyncio.create_task(router.directory.grant(entry.id, "shard-2"))
+        gate.set()
+        assert (await before).slot_map.epoch == 1
+        assert await after == moved
+        request = node.requests("SetOwnership")[-1]
+        assert request.ownership_only
+        assert len(slots_from_bitmap(request.owned_slots)) == 1024
+        assert node.epochs[entry.id] == 2
+        ref = types_pb2.CollectionRef(id=entry.id)
+        assert await router.directory.resolve(ref) == moved, "what was granted is known here too"
+
+
+async def test_refused_calls_ride_on_the_grant_of_the_mover(tmp_path: Path) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        node = router.shards["shard-2"]
+        moved = await router.move(entry, to="shard-2")
+        router.directory.remember(moved)
+        node.forget_arrivals()
+        sent, gate = len(node.requests("SetOwnership")), asyncio.Event()
+        node.then("SetOwnership", wait_for(gate))
+        grant = asyncio.create_task(router.directory.grant(entry.id, "shard-2"))
+        await node.arrival("SetOwnership")
+        calls = [
+            asyncio.create_task(router.directory.reconcile(moved, _stale_of("shard-2", 1)))
+            for _ in range(100)
+        ]
+        line = router.directory._grants._lines["shard-2", entry.id]
+        while line.passengers < 101:  # noqa: ASYNC110 - all have asked
+            await asyncio.sleep(0)
+        gate.set()
+        assert await grant == moved
+        assert await asyncio.gather(*calls) == [moved] * 100
+        assert len(node.requests("SetOwnership")) == sent + 1
+
+
+async def test_all_shards_and_more_are_granted_at_once_and_errors_told_by_shard(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path, 4) as router:
+        entry = await router.collection("shard-1", "shard-2", "shard-3")
+        moved = await router.move(entry, to="shard-2")
+        router.shards["shard-4"].then("Hello", away())
+        together = asyncio.Barrier(2)
+
+        async def meet(_: object) -> None:
+            await together.wait()
+
+        for name in ("shard-1", "shard-2"):
+            router.shards[name].then("SetOwnership", meet)
+        errors = await router.directory.grant_all(moved, ["shard-1", "shard-4", "shard-9"])
+        assert {name: type(error) for name, error in errors.items()} == {
+            "shard-4": Unavailable,
+            "shard-9": Unavailable,
+        }
+        assert [shard.epochs.get(entry.id) for shard in router.shards.values()] == [2, 2, 1, None]
+
+
+async def test_only_what_describes_a_collection_asks_for_its_description(tmp_path: Path) -> None:
+    async with rig(tmp_path, 1) as router:
+        entry = await router.collection()
+        (node,) = router.shards.values()
+        assert not node.requests("SetOwnership")[-1].ownership_only
+        await router.directory.push(entry)
+        assert not node.requests("SetOwnership")[-1].ownership_only
+        node.restart()
+        await router.directory.reconcile(entry, _stale_of("shard-1", 0))
+        assert node.requests("SetOwnership")[-1].ownership_only
+
+
+def _fenced_by(shard: str, epoch: int = 1) -> Stale:
+    return Stale("fenced", Reason.SLOTS_FENCED, metadata={"shard": shard, "epoch": str(epoch)})
 
 
 def _stale_of(shard: str, epoch: int) -> NotAllowed:

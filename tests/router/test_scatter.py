@@ -18,10 +18,12 @@ from chroma_router.wire.errors import (
     Stale,
     Unavailable,
 )
-from router import scatter
+from router import fences, scatter
 from router.cluster import Shard
+from router.core.limits import Limits
 from router.core.model import CollectionEntry
-from router.scatter import ReadPath
+from router.record_reads import RecordReads
+from router.scatter import ReadCall, ReadPath
 from tests.router.scripted import Rig, away, rig, wait_for
 
 pytestmark = pytest.mark.timeout(15)
@@ -203,7 +205,77 @@ async def test_a_grant_that_hangs_does_not_hold_a_read_past_its_deadline(tmp_pat
             gate.set()
 
 
+# --------------------------------------------------------------------------------------- fences
+
+
+async def test_a_fenced_read_is_held_until_the_switch_and_costs_no_error(tmp_path: Path) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        one = router.shards["shard-1"]
+        one.fence(entry, reads=True)
+        reading = asyncio.create_task(count(router, entry))
+        await one.arrival("ShardCount")
+        moved = await router.move(entry, to="shard-2")
+        router.directory.remember(moved)
+        assert await reading == [10]
+        assert router.shards["shard-2"].requests("ShardCount")[-1].epoch == 2
+
+
+async def test_a_fence_wears_out_neither_rounds_nor_the_window_for_shards_that_are_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fences, "PATIENCE_BASE", 0.01)
+    monkeypatch.setattr(fences, "PATIENCE_CAP", 0.01)
+    monkeypatch.setattr(scatter, "UNAVAILABLE_WINDOW", 0.2)
+    async with rig(tmp_path, 1) as router:
+        entry = await router.collection()
+        (node,) = router.shards.values()
+        fenced = node.stale(1, Reason.SLOTS_FENCED)
+        node.then("ShardCount", *[fenced] * (2 * scatter.ROUNDS), away())
+        began = time.monotonic()
+        assert await count(router, entry) == [10]
+        assert time.monotonic() - began > 0.2, "longer than the window for the shard that was away"
+
+
+async def test_a_fence_that_does_not_end_holds_a_read_until_its_deadline(tmp_path: Path) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        router.shards["shard-1"].fence(entry, reads=True)
+        began = time.monotonic()
+        with pytest.raises(DeadlineExpired):
+            await count(router, entry, 0.4)
+        assert 0.3 < time.monotonic() - began < 1.0
+
+
+async def test_a_partial_read_leaves_a_shard_out_whose_fence_does_not_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scatter, "straggler_patience", lambda *_: 0.3)
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        router.shards["shard-1"].fence(entry, reads=True)
+        call = ReadCall(time.monotonic() + 10, allow_partial=True)
+        reads = RecordReads(router.directory, ReadPath(router.cluster, router.directory), Limits())
+        began = time.monotonic()
+        assert await reads.count(call, entry) == 10
+        assert 0.25 < time.monotonic() - began < 2.0
+        assert list(call.missing) == ["shard-1"]
+        assert "moving away" in call.missing["shard-1"].message
+
+
+async def test_a_read_whose_map_names_a_removed_shard_is_made_with_the_newest(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        await router.move(entry, to="shard-2")
+        await router.forget_shard("shard-1")
+        await router.cluster.refresh()
+        assert await count(router, entry) == [10]
+
+
 _REFUSED = InvalidRequest("refused")
+_FENCED = Stale("fenced", Reason.SLOTS_FENCED, metadata={"shard": "shard-1"})
 _STALE = Stale("stale", metadata={"shard": "shard-1"})
 _AWAY = Unavailable("away")
 
@@ -215,6 +287,8 @@ _AWAY = Unavailable("away")
         ([_STALE, _REFUSED, _AWAY], _REFUSED),
         ([_AWAY, _STALE, _AWAY], _STALE),
         ([_AWAY, _AWAY, _AWAY], _AWAY),
+        ([_FENCED, _AWAY, _STALE], _STALE),
+        ([_AWAY, _FENCED, _AWAY], _FENCED),
     ],
 )
 async def test_of_several_errors_the_one_to_act_on_is_raised(

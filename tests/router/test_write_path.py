@@ -17,9 +17,10 @@ from chroma_router.wire.errors import (
     Unavailable,
     detail_of,
 )
+from router import fences, write_path
 from router.core.model import CollectionEntry, DimensionState
-from router.write_course import MAX_REPORTED_BYTES
-from tests.router.scripted import Rig, an_add, away, ids_on, refuse, rig, wait_for
+from router.write_course import MAX_REPORTED_BYTES, Course
+from tests.router.scripted import Reads, Rig, an_add, away, ids_on, refuse, rig, wait_for
 
 pytestmark = pytest.mark.timeout(15)
 
@@ -146,6 +147,244 @@ async def test_a_grant_that_hangs_does_not_hold_a_write_past_its_deadline(tmp_pa
                     await router.writes.write(entry, an_add(["a"]), None, soon(0.2))
         finally:
             gate.set()
+
+
+# ---------------------------------------------------------------------------------------- fences
+
+
+async def test_what_a_fence_refuses_is_held_and_goes_to_the_new_owner(tmp_path: Path) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        one, two = router.shards.values()
+        one.fence(entry)
+        ids = spread(entry)
+        write = asyncio.create_task(router.writes.write(entry, an_add(ids), None, soon()))
+        await one.arrival("Apply")
+        router.directory.remember(await router.move(entry, to="shard-2"))
+        await write
+        assert not one.applied
+        assert sorted(i for operation in two.applied for i in operation.ids) == sorted(ids)
+        assert [operation.epoch for operation in two.applied] == [1, 2], "what was applied stays"
+
+
+async def test_200_held_writes_read_the_catalog_seldom_and_all_go_on_at_the_switch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        one, two = router.shards.values()
+        one.fence(entry)
+        reads = Reads(router.catalog, monkeypatch)
+        fenced = ids_on(entry.slot_map, "shard-1", 200)
+        writes = [
+            asyncio.create_task(router.writes.write(entry, an_add([i]), None, soon()))
+            for i in fenced
+        ]
+        while router.directory._fences.held(entry.id) < 200:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.001)
+        # Neither another collection nor other slots of this one are held up meanwhile.
+        other = await router.collection("shard-1", name="others")
+        await router.writes.write(other, an_add(["x"]), None, soon(1))
+        free = ids_on(entry.slot_map, "shard-2", 1)
+        await router.writes.write(entry, an_add(free), None, soon(1))
+        assert not any(write.done() for write in writes)
+        assert router.cluster.shard("shard-1").queue.operations == 0, "they wait outside the queue"
+        moved = await router.move(entry, to="shard-2")
+        router.directory.remember(moved)
+        errors = await router.directory.grant_all(moved, ["shard-1"])
+        assert not errors
+        await asyncio.gather(*writes)
+        applied = [i for operation in two.applied for i in operation.ids]
+        assert sorted(applied) == sorted([*free, *fenced])
+        assert not [o for o in one.applied if o.collection_id == entry.id]
+        assert reads.number <= 40
+
+
+async def test_a_write_that_a_fence_holds_past_its_deadline_was_not_applied_and_says_so(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        one, two = router.shards.values()
+        one.fence(entry)
+        with pytest.raises(Unavailable, match="was not applied; repeat") as failed:
+            await router.writes.write(entry, an_add(spread(entry)), None, soon(0.4))
+        outcome = outcome_of(failed.value)
+        assert failed.value.retry_after
+        assert list(outcome.refused_shards) == ["shard-1"]
+        assert list(outcome.applied_shards) == ["shard-2"]
+        assert not outcome.unknown_shards
+        assert len(two.applied) == 1
+
+
+async def test_a_write_whose_first_try_was_lost_stays_in_doubt_behind_a_fence(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path, 1) as router:
+        entry = await router.collection()
+        (node,) = router.shards.values()
+
+        async def applies_and_is_fenced(request: shard_pb2.ApplyRequest) -> None:
+            node.apply_now(request)
+            node.fence(entry)
+            raise away()
+
+        node.then("Apply", applies_and_is_fenced)
+        with pytest.raises(Unavailable) as failed:
+            await router.writes.write(entry, an_add(["a"]), None, soon(0.5))
+        assert list(outcome_of(failed.value).unknown_shards) == ["shard-1"]
+
+
+async def test_a_fence_wears_out_no_rounds_and_one_that_is_lifted_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fences, "PATIENCE_BASE", 0.005)
+    monkeypatch.setattr(fences, "PATIENCE_CAP", 0.005)
+    async with rig(tmp_path, 1) as router:
+        entry = await router.collection()
+        (node,) = router.shards.values()
+        refusals = [refuse(Reason.SLOTS_FENCED, 1) for _ in range(2 * write_path.STALE_ROUNDS)]
+        node.then("Apply", *refusals)
+        await router.writes.write(entry, an_add(["a"]), None, soon())
+        assert len(node.applied) == 1
+        assert len({o.SerializeToString() for o in node.applied}) == 1
+
+
+async def test_a_write_that_is_held_for_long_holds_its_records_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fences, "PATIENCE_BASE", 0.005)
+    monkeypatch.setattr(fences, "PATIENCE_CAP", 0.005)
+    made: list[Course] = []
+
+    def course() -> Course:
+        made.append(Course())
+        return made[-1]
+
+    monkeypatch.setattr(write_path, "Course", course)
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        one, _ = router.shards.values()
+        one.fence(entry)
+        write = asyncio.create_task(router.writes.write(entry, an_add(spread(entry)), None, soon()))
+        for _ in range(30):
+            await one.arrival("Apply")
+            assert len(made[0].parts) <= 2
+        write.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await write
+
+
+async def test_held_writes_for_which_a_queue_has_no_room_wait_for_it(tmp_path: Path) -> None:
+    """They were let in once: that a switch lets all of them go on at once is nobody's fault."""
+    async with rig(tmp_path, queue_operations=4) as router:
+        entry = await router.collection()
+        one, two = router.shards.values()
+        one.fence(entry)
+        fenced = ids_on(entry.slot_map, "shard-1", 12)
+        writes = []
+        for i in fenced:
+            queue = router.cluster.shard("shard-1").queue
+            while queue.operations == 4:  # noqa: ASYNC110 - the queue has no event for it
+                await asyncio.sleep(0.001)
+            writes.append(
+                asyncio.create_task(router.writes.write(entry, an_add([i]), None, soon(10)))
+            )
+            await asyncio.sleep(0)
+        while router.directory._fences.held(entry.id) < 12:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.001)
+        router.directory.remember(await router.move(entry, to="shard-2"))
+        await asyncio.gather(*writes)
+        assert sorted(i for operation in two.applied for i in operation.ids) == sorted(fenced)
+
+
+@pytest.mark.parametrize("end", ["cancelled", "deadline"])
+async def test_a_held_write_that_ends_leaves_nothing_behind(tmp_path: Path, end: str) -> None:
+    async with rig(tmp_path, 1) as router:
+        entry = await router.collection()
+        (node,) = router.shards.values()
+        node.fence(entry)
+        deadline = soon(0.3 if end == "deadline" else 5.0)
+        write = asyncio.create_task(router.writes.write(entry, an_add(["a"]), 3, deadline))
+        await node.arrival("Apply")
+        while not router.directory._fences.held(entry.id):  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0)
+        if end == "cancelled":
+            write.cancel()
+        with pytest.raises((asyncio.CancelledError, Unavailable)):
+            await write
+        assert router.directory._fences.held(entry.id) == 0
+        assert router.cluster.shard("shard-1").queue.operations == 0
+        assert await state_of(router, entry) is DimensionState.NONE, "the claim is given back"
+
+
+# ------------------------------------------------------------------- deletes that count
+
+
+async def test_a_conditional_delete_is_asked_of_all_again_when_one_part_is_stale(
+    tmp_path: Path,
+) -> None:
+    """Shards that have applied it answer from memory; answers of one epoch are added."""
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        one, two = router.shards.values()
+        two.then("Apply", refuse(Reason.STALE_EPOCH, 0))
+        delete = an_add(
+            spread(entry),
+            kind=shard_pb2.OPERATION_KIND_DELETE,
+            records=(),
+            sequences=(),
+            where="{}",
+        )
+        assert await router.writes.write(entry, delete, None, soon()) == len(delete.ids)
+        assert [len(shard.requests("Apply")) for shard in (one, two)] == [2, 2]
+
+
+async def test_a_conditional_delete_that_some_have_applied_is_in_doubt_once_it_is_repeated(
+    tmp_path: Path,
+) -> None:
+    """Before the repeat is sent the first round's answers stand; after that a shard that says no
+    more may have applied it, and did."""
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        one, two = router.shards.values()
+        delete = an_add(
+            [], kind=shard_pb2.OPERATION_KIND_DELETE, records=(), sequences=(), where="{}",
+            to_all_shards=True,
+        )  # fmt: skip
+        two.fence(entry)
+        with pytest.raises(Unavailable) as failed:
+            await router.writes.write(entry, delete, None, soon(0.05))
+        assert list(outcome_of(failed.value).applied_shards) == ["shard-1"]
+        assert list(outcome_of(failed.value).refused_shards) == ["shard-2"]
+
+        async def applies(request: shard_pb2.ApplyRequest) -> object:
+            return one.apply_now(request)
+
+        one.then("Apply", applies, *(away() for _ in range(100)))
+        with pytest.raises(Unavailable) as failed:
+            await router.writes.write(entry, delete, None, soon(0.5))
+        outcome = outcome_of(failed.value)
+        assert "shard-1" in outcome.unknown_shards
+        assert not outcome.refused_shards or list(outcome.refused_shards) == ["shard-2"]
+
+
+async def test_a_conditional_delete_that_a_shard_refuses_for_good_is_not_repeated(
+    tmp_path: Path,
+) -> None:
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        one, two = router.shards.values()
+        one.then("Apply", refuse(Reason.INVALID_ARGUMENT))
+        two.fence(entry)
+        delete = an_add(
+            [], kind=shard_pb2.OPERATION_KIND_DELETE, records=(), sequences=(), where="{}",
+            to_all_shards=True,
+        )  # fmt: skip
+        with pytest.raises(InvalidRequest) as failed:
+            await router.writes.write(entry, delete, None, soon())
+        assert list(outcome_of(failed.value).refused_shards) == ["shard-1", "shard-2"]
+        assert [len(shard.requests("Apply")) for shard in (one, two)] == [1, 1]
 
 
 # ---------------------------------------------------------------------------- failures tell truth

@@ -412,6 +412,65 @@ async def test_closing_takes_no_more_and_delivers_what_waits() -> None:
     assert node.groups == [["held"], ["second"]]
 
 
+async def test_what_waits_for_a_shard_that_is_removed_is_stale_and_says_whether_it_was_sent() -> (
+    None
+):
+    node = Node()
+    queue = queue_of(node)
+    async with running(queue) as task:
+        sent, gate = await held(node, queue)
+        unsent = write("unsent")
+        queue.submit(unsent)
+        queue.abandon()
+        for one, uncertain in ((sent, True), (unsent, False)):
+            with pytest.raises(Stale) as stale:
+                await one.done
+            assert stale.value.metadata == {"shard": "shard-1"}
+            assert one.maybe_applied is uncertain
+        with pytest.raises(Stale):
+            queue.submit(write("later"))
+        assert (queue.operations, queue.bytes) == (0, 0)
+        gate.set()
+        await task
+    assert node.groups == [["held"]]
+
+
+async def test_a_queue_that_is_abandoned_between_two_tries_ends() -> None:
+    node = Node()
+    queue = queue_of(node)
+    node.steps.extend(Unavailable("away") for _ in range(10_000))
+    async with running(queue) as task:
+        one = write("one")
+        queue.submit(one)
+        await node.arrival()
+        await node.arrival()
+        queue.abandon()
+        await task
+        with pytest.raises(Stale):
+            await one.done
+        assert one.uncertain, "the first try may have been applied"
+
+
+async def test_a_fence_that_refuses_some_writes_holds_up_no_others() -> None:
+    """Those that it refuses leave the queue; they wait elsewhere."""
+    node = Node()
+    queue = queue_of(node)
+    async with running(queue):
+        _, gate = await held(node, queue)
+        fenced, free = write("fenced"), write("free")
+        queue.submit(fenced)
+        queue.submit(free)
+        node.steps.append(lambda _: answer("SLOTS_FENCED", ""))
+        gate.set()
+        assert await free.done == 1
+        with pytest.raises(Stale) as refused:
+            await fenced.done
+        assert refused.value.reason is Reason.SLOTS_FENCED
+        assert refused.value.metadata == {"shard": "shard-1", "epoch": "7"}
+        assert not fenced.maybe_applied
+        assert queue.operations == 0
+
+
 async def test_closing_an_idle_queue_ends_it() -> None:
     queue = queue_of(Node())
     async with running(queue) as task:

@@ -59,7 +59,8 @@ class Mover:
                 return self.entered(stage, next_epoch=epoch, problem=problem)
             case protocol.Arrive(afresh):
                 ready = self.target.begin(afresh)
-                return protocol.Arrived(self.target.cursor, ready)
+                cursor = self.target.cursor
+                return protocol.Arrived(cursor, ready, cursor.copy_done)
             case protocol.Drop(shard):
                 return self.side(shard).drop(limit=200).done
             case protocol.Transfer():
@@ -119,11 +120,12 @@ class Mover:
         )  # fmt: skip
 
     def compare_queries(self) -> None:
-        """The slots are fenced: both sides have the same records, and say so."""
+        """The slots are fenced: both sides have the same records. Their graphs differ, though."""
         vectors = [floats(n, n % 7, 1) for n in range(0, 600, 150)]
         theirs, mine = (side.preview(*vectors, n=5) for side in (self.source, self.target))
-        assert mine == theirs
-        assert all(slot_of(i) in EVEN for hits in mine for i, _ in hits)
+        assert all(slot_of(i) in EVEN for hits in [*theirs, *mine] for i, _ in hits)
+        same = sum(len(set(a) & set(b)) for a, b in zip(theirs, mine, strict=True))
+        assert same >= 10, (theirs, mine)
 
 
 @dataclass
@@ -173,7 +175,7 @@ class Writer:
                     docs.operation(kind, mine, request_id, epoch=epoch, digest=7, **more)
                 )
                 if result.refused_reason in {Reason.SLOTS_FENCED, Reason.STALE_EPOCH}:
-                    self.switched.wait(10)
+                    assert self.switched.wait(10), "the move never came to its switch"
                     break
                 assert not result.refused_reason, result
                 left = [r for r in left if r not in mine]

@@ -1,6 +1,7 @@
 """How a call is wrapped, over a real server: deadline, errors and their details, defects."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -25,7 +26,7 @@ from chroma_router.wire.errors import (
 from chroma_router.wire.request_id import time_of
 from chroma_router.wire.status import from_rpc_error
 from router.service.gates import Gate, StreamBounds
-from router.service.handlers import ANSWER_MARGIN, server_stream, unary
+from router.service.handlers import ANSWER_MARGIN, Observer, server_stream, unary
 from router.write_course import MAX_REPORTED_BYTES
 
 pytestmark = pytest.mark.timeout(10)
@@ -38,10 +39,11 @@ DEFAULT_TIMEOUT = 40.0
 async def serving(
     handler: Callable[[Any, float], Awaitable[records_pb2.CountResponse]],
     parse: Callable[[bytes], Any] = records_pb2.CountRequest.FromString,
+    observe: Observer | None = None,
 ) -> AsyncIterator[Call]:
     """A server of one method; the call to it takes and gives bytes."""
     server = grpc.aio.server()
-    method = unary(handler, parse, DEFAULT_TIMEOUT, Gate(1 << 20))
+    method = unary(handler, parse, DEFAULT_TIMEOUT, Gate(1 << 20), observe)
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("test.Service", {"Count": method}),)
     )
@@ -110,6 +112,44 @@ async def test_within_the_margin_an_error_reaches_the_client_before_it_gives_up(
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await call(b"", timeout=1.0)
     assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("error", [None, Unavailable("away"), RuntimeError("a defect")])
+async def test_whoever_observes_is_told_when_a_call_ended_and_how_long_it_took(
+    error: Exception | None,
+) -> None:
+    seen: list[tuple[float, float]] = []
+
+    async def handler(_request: Any, _deadline: float) -> records_pb2.CountResponse:
+        await asyncio.sleep(0.05)
+        if error is not None:
+            raise error
+        return records_pb2.CountResponse()
+
+    async with serving(handler, observe=lambda now, seconds: seen.append((now, seconds))) as call:
+        began = time.monotonic()
+        with pytest.raises(grpc.aio.AioRpcError) if error else contextlib.nullcontext():
+            await call(b"", timeout=5)
+        ended = time.monotonic()
+    ((now, seconds),) = seen
+    assert began + 0.05 <= now <= ended
+    assert 0.05 <= seconds <= now - began
+
+
+async def test_a_call_that_its_client_gives_up_is_observed_too() -> None:
+    seen: asyncio.Queue[float] = asyncio.Queue()
+    begun = asyncio.Event()
+
+    async def handler(_request: Any, _deadline: float) -> records_pb2.CountResponse:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError("not reached")
+
+    async with serving(handler, observe=lambda _, seconds: seen.put_nowait(seconds)) as call:
+        under_way = call(b"", timeout=5)
+        await begun.wait()
+        under_way.cancel()  # type: ignore[attr-defined]
+        assert 0 <= await seen.get() < 5
 
 
 @pytest.mark.parametrize("data", [b"\xff\xff", b"\x0a\x05ab", b"\x0a\x03\x1a\x01\xff"])

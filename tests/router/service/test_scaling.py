@@ -192,7 +192,7 @@ async def test_a_node_that_serves_becomes_a_shard(tmp_path: Path) -> None:
         shard = await here.add("shard-3", node.address)
         assert (shard.name, shard.address) == ("shard-3", node.address)
         assert (shard.role, shard.slots) == (cluster_pb2.SHARD_ROLE_ACTIVE, 0)
-        assert "shard-3" in here.router.cluster.active_names
+        assert here.router.cluster.shard("shard-3").role is ShardRole.ACTIVE
         assert [s.name for s in await here.router.catalog.shards()][-1] == "shard-3"
 
 
@@ -506,7 +506,8 @@ async def test_what_cannot_be_drained(tmp_path: Path) -> None:
             with pytest.raises(NotAllowed, match="add one first") as refused:
                 await call
             assert refused.value.reason is Reason.LAST_SHARD
-        assert here.router.cluster.active_names == ("shard-2",)
+        roles = {shard.name: shard.role for shard in here.router.cluster.all()}
+        assert roles == {"shard-1": ShardRole.DRAINING, "shard-2": ShardRole.ACTIVE}
 
 
 async def test_a_collection_is_placed_on_another_number_of_shards(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A whole move between two real nodes, relayed as a mover does, beside writes."""
+"""A move between two real nodes that are killed on the way, under one mover after the other."""
 
 from pathlib import Path
 
@@ -65,8 +65,7 @@ def restarted(node: Node, docs: CollectionCalls, slots: frozenset[int]) -> None:
     docs.own(slots, epoch=docs.epoch)
 
 
-@pytest.mark.parametrize("kills", [False, True])
-def test_a_move_between_writes(tmp_path: Path, kills: bool) -> None:
+def test_a_move_through_kills_and_movers(tmp_path: Path) -> None:
     with (
         running(tmp_path / "source", shard="shard-1") as first,
         running(tmp_path / "target", shard="shard-2") as second,
@@ -84,9 +83,8 @@ def test_a_move_between_writes(tmp_path: Path, kills: bool) -> None:
             for _ in range(3):
                 writer.write()
                 relay.bring(relay.source.read(30))
-            if kills:
-                restarted(first, docs, ALL_SLOTS)
-                restarted(second, there, frozenset())
+            restarted(first, docs, ALL_SLOTS)
+            restarted(second, there, frozenset())
         relay.renew()
         relay.copied()
         for _ in range(3):
@@ -99,8 +97,7 @@ def test_a_move_between_writes(tmp_path: Path, kills: bool) -> None:
         assert applied.records == fenced.records
         expected = relay.source.stored()
         relay.source.fence_reads()
-        if kills:
-            restarted(first, docs, ALL_SLOTS)
+        restarted(first, docs, ALL_SLOTS)
         there.own(EVEN, epoch=2)
         docs.own(ODD, epoch=2, only=True)
         assert Leaving(there).stored() == expected
