@@ -132,7 +132,7 @@ class Cluster:
             elif known.entry != entry:
                 if known.entry.address != entry.address:
                     self._retire(known.client)
-                    known.client = self._client(entry)
+                    known.client = self.client(entry.name, entry.address)
                     log.info("shard_readdressed", shard=entry.name, address=entry.address)
                 known.entry = entry
 
@@ -178,13 +178,16 @@ class Cluster:
             return await shard.client.apply(operations, timeout)  # whichever it is by then
 
         queue = WriteQueue(entry.name, apply, limits, batch)
-        shard = self._shards[entry.name] = Shard(entry, self._client(entry), queue)
+        shard = self._shards[entry.name] = Shard(
+            entry, self.client(entry.name, entry.address), queue
+        )
         worker = self._tasks.create_task(queue.run(), name=f"write-queue-{entry.name}")
         self._workers.add(worker)
         worker.add_done_callback(self._workers.discard)
 
-    def _client(self, entry: ShardEntry) -> ShardClient:
-        return ShardClient(entry.name, entry.address, self._catalog.cluster_id, self._clock)
+    def client(self, name: str, address: str) -> ShardClient:
+        """A client of a node that may be no shard yet; who asks for it closes it."""
+        return ShardClient(name, address, self._catalog.cluster_id, self._clock)
 
     def _retire(self, client: ShardClient) -> None:
         task = self._tasks.create_task(client.close(RETIRE_SECONDS), name=f"retire-{client.name}")
@@ -205,7 +208,7 @@ class Cluster:
                 await shard.client.hello()
                 # What another router changes between two readings may look like a catalog that is
                 # behind: only what is seen twice is believed.
-                problem = await self._behind(shard) and await self._behind(shard)
+                problem = await self.behind(shard.client) and await self.behind(shard.client)
             except NotAllowed:
                 raise
             except ClusterError as error:
@@ -218,13 +221,13 @@ class Cluster:
                     Reason.CATALOG_BEHIND,
                 )
 
-    async def _behind(self, shard: Shard) -> str | None:
-        """Why the catalog is behind this shard, if it is (`behind` says what to read first)."""
+    async def behind(self, client: ShardClient) -> str | None:
+        """Why the catalog is behind this node, if it is (`behind` says what to read first)."""
         holdings: list[shard_pb2.ListHoldingsResponse] = [
-            holding async for holding in shard.client.holdings(HOLDINGS_TIMEOUT)
+            holding async for holding in client.holdings(HOLDINGS_TIMEOUT)
         ]
         entries = {entry.id: entry for entry in await self._catalog.all_collections()}
-        return behind(entries, shard.name, holdings)
+        return behind(entries, client.name, holdings)
 
     async def drain(self, grace: float) -> None:
         """Lets the queues deliver what they hold, at most `grace` seconds, then ends everything."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from chroma_router.v1 import shard_pb2, types_pb2
 from chroma_router.wire.errors import Overloaded, Reason
 from router.concurrency import computed
+from router.core.agreement import QuerySample, QuerySamples
 from router.core.limits import Limits
 from router.core.merge import (
     MergedRows,
@@ -51,10 +52,18 @@ class ShardPages:
 class RecordReads:
     """Reads over all shards of a collection, each from one epoch."""
 
-    def __init__(self, directory: Directory, path: ReadPath, limits: Limits) -> None:
+    def __init__(
+        self,
+        directory: Directory,
+        path: ReadPath,
+        limits: Limits,
+        samples: QuerySamples | None = None,
+    ) -> None:
+        """`samples` are given the queries that can be replayed, if anyone wants them."""
         self._directory = directory
         self._path = path
         self._limits = limits
+        self._samples = samples
 
     async def nearest(
         self,
@@ -81,6 +90,9 @@ class RecordReads:
         dimension = len(embeddings[0]) // FLOAT_BYTES
         if entry.dimension_state is DimensionState.FIXED and entry.dimension != dimension:
             raise dimension_refusal(entry.dimension, dimension)
+        if self._samples is not None and not chosen.by_ids:
+            sample = QuerySample(embeddings[0], n_results, chosen.SerializeToString())
+            self._samples.add(entry.id, sample)
 
         def requests(entry: CollectionEntry) -> dict[str, shard_pb2.ShardQueryRequest]:
             return {

@@ -4,6 +4,8 @@ The only module that knows how everything is put together.
 """
 
 import asyncio
+import os
+import platform
 import signal
 from collections.abc import Callable, Sequence
 
@@ -18,9 +20,17 @@ from chroma_router.v1 import catalog_pb2, cluster_pb2, records_pb2, views_pb2
 from chroma_router.wire.errors import ClusterError, NotAllowed
 from router.catalog import Catalog
 from router.cluster import Cluster
+from router.core.agreement import QuerySamples
+from router.core.latency import Foreground
 from router.core.limits import Limits
+from router.core.rebalance import RebalanceKind
 from router.core.sequence import SequenceClock
 from router.directory import Directory
+from router.loads import LastHeard
+from router.mover.agreement import QueryComparison
+from router.mover.mover import Mover, MoverParts
+from router.mover.spread import AutoSpread
+from router.planning import Planning, new_rebalance
 from router.reaper import Reaper
 from router.record_reads import RecordReads
 from router.scatter import ReadPath
@@ -30,11 +40,13 @@ from router.service.cluster import ClusterService
 from router.service.gates import Gate, StreamBounds
 from router.service.handlers import Observer, server_stream, unary
 from router.service.records import RecordService
+from router.service.scaling import ScalingService
 from router.service.scan import ScanService
 from router.service.search import SearchService
 from router.service.streams import bidirectional
 from router.settings import RouterSettings
 from router.shard_client import MAX_MESSAGE_BYTES
+from router.supervisor_client import SupervisorClient
 from router.write_path import WritePath
 
 log = structlog.get_logger(__name__)
@@ -64,9 +76,9 @@ async def serve(
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains and returns.
 
-    `shards` are names and addresses to add to the catalog or to change there; `ready` is called
-    with the address and the number of shards once calls are answered. Raises ClusterError when it
-    cannot start: catalog unreadable or behind a node, port in use.
+    `shards` are names and addresses, for a new catalog or to change there; `ready` is called with
+    the address and the number of shards once calls are answered. Raises ClusterError when it cannot
+    start: catalog unreadable or behind a node, port in use.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -84,11 +96,19 @@ async def serve(
 
 
 async def _register(catalog: Catalog, shards: Sequence[tuple[str, str]]) -> None:
-    """Writes the shards that were named at start into the catalog."""
+    """Takes the shards that were named at start: all of them into a catalog that has none.
+
+    Later only addresses are taken from here: what is started with the same words again must not
+    bring back a shard that was removed, nor add one that nobody asked for.
+    """
+    if not shards or await catalog.add_first_shards(shards):
+        return
     known = {entry.name: entry for entry in await catalog.shards()}
     for name, address in shards:
         if name not in known:
-            await catalog.add_shard(name, address)
+            log.warning(
+                "shard_not_known", shard=name, mend=f"chroma-router shards add {name} {address}"
+            )
         elif known[name].address != address:
             await catalog.set_shard_address(known[name], address)
 
@@ -105,13 +125,18 @@ async def _serve(
     cluster = Cluster(catalog, settings, clock, tasks)
     cluster.connect(await catalog.shards())
     reaper = Reaper(catalog, cluster, tasks)
+    heard = LastHeard()
+    supervisor = SupervisorClient(settings.supervisor) if settings.supervisor else None
     try:
         await cluster.check_catalog()
         cluster.watch()
         directory = Directory(catalog, cluster, tasks)
         await reaper.resume()
         writes = WritePath(catalog, cluster, directory, clock, tasks)
-        reads = RecordReads(directory, ReadPath(cluster, directory), limits)
+        foreground, samples = Foreground(), QuerySamples()
+        reads = RecordReads(directory, ReadPath(cluster, directory), limits, samples)
+        planning = Planning(catalog, cluster, heard)
+        mover = _mover(settings, catalog, cluster, directory, planning, foreground, samples)
         gate, draining = Gate(settings.request_bytes), asyncio.Event()
         records = RecordService(directory, writes, reads, limits)
         server, health_servicer = _grpc_server(
@@ -128,18 +153,30 @@ async def _serve(
             ),
             CatalogService(
                 catalog,
-                cluster,
                 directory,
                 reaper,
                 tasks,
                 default_placement_shards=settings.default_placement_shards,
             ),
-            ClusterService(
-                catalog, cluster, directory, reaper, limits, allow_reset=settings.allow_reset
+            (
+                ClusterService(
+                    catalog,
+                    cluster,
+                    directory,
+                    reaper,
+                    limits,
+                    heard,
+                    allow_reset=settings.allow_reset,
+                ),
+                ScalingService(
+                    catalog, cluster, directory, heard, planning, supervisor, mover.wake
+                ),
             ),
+            foreground.add,
         )
         address = _bind(server, settings.listen)
         await server.start()
+        moving = tasks.create_task(mover.run(), name="mover")
         ready(address, len(cluster.names))
         log.info("serving", grpc=address, shards=len(cluster.names))
         await stop.wait()
@@ -147,10 +184,37 @@ async def _serve(
         draining.set()
         await health_servicer.enter_graceful_shutdown()
         await server.stop(settings.shutdown_grace_seconds)
+        moving.cancel()  # what it has reached is in the catalog; another router goes on from there
+        await asyncio.wait([moving])
     finally:
         reaper.stop()
         await cluster.drain(settings.shutdown_grace_seconds)
+        if supervisor is not None:
+            await supervisor.close()
     log.info("stopped")
+
+
+def _mover(
+    settings: RouterSettings,
+    catalog: Catalog,
+    cluster: Cluster,
+    directory: Directory,
+    planning: Planning,
+    foreground: Foreground,
+    samples: QuerySamples,
+) -> Mover:
+    """This router's mover; the lease in the catalog decides which router's is the one at work."""
+
+    async def spread(collection_id: str) -> None:
+        await planning.begin(new_rebalance(RebalanceKind.PLACE, collection_id), placement=0)
+
+    grown = AutoSpread(catalog, cluster, settings.auto_spread_at, spread)
+    compare = QueryComparison(samples).compare
+    name = f"{settings.listen} {platform.node()} pid {os.getpid()}"
+    return Mover(
+        name,
+        MoverParts(catalog, cluster, directory, planning, foreground, compare, grown.look),
+    )
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> str:
@@ -174,7 +238,7 @@ def _grpc_server(
     streams: StreamBounds,
     records: tuple[RecordService, ScanService, SearchService, BulkUpserts],
     catalog: CatalogService,
-    cluster: ClusterService,
+    cluster: tuple[ClusterService, ScalingService],
     observe: Observer | None = None,
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     """The server and its health. `observe` is told of the calls that work on records."""
@@ -182,7 +246,7 @@ def _grpc_server(
     services: dict[ServiceDescriptor, tuple[object, ...]] = {
         records_pb2.DESCRIPTOR.services_by_name["RecordService"]: records,
         catalog_pb2.DESCRIPTOR.services_by_name["CatalogService"]: (catalog,),
-        cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"]: (cluster,),
+        cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"]: cluster,
     }
     server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS)
     health_servicer = health.aio.HealthServicer()

@@ -39,6 +39,12 @@ class RouterSettings(BaseSettings):
         le=100_000,
         description="On how many shards a collection is placed whose maker does not say; 0: all.",
     )
+    auto_spread_at: int = Field(
+        0,
+        ge=0,
+        description="At how many records a collection that is placed on one shard is spread over "
+        "all, without anyone asking; 0: never.",
+    )
     queue_operations: int = Field(
         4096, ge=1, le=1_000_000, description="Most operations that wait for one shard."
     )
@@ -59,6 +65,12 @@ class RouterSettings(BaseSettings):
     )
     target_apply_seconds: float = Field(
         0.05, gt=0.001, le=5, description="How long one group of writes should keep a shard busy."
+    )
+    supervisor: str = Field(
+        "",
+        pattern="^(unix:.+)?$",
+        description="Where the `chroma-router up` listens whose router this is, unix:PATH, given "
+        "by it; empty: there is none.",
     )
 
 

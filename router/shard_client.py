@@ -24,6 +24,7 @@ from chroma_router.wire.errors import (
 from chroma_router.wire.status import carries_details, from_rpc_error
 from chroma_router.wire.version import PROTOCOL_VERSION, VERSION
 from router.core.sequence import SequenceClock
+from router.shard_moves import ShardMoves
 
 MAX_MESSAGE_BYTES = 64 << 20
 """The largest message between router and node, and between router and client."""
@@ -48,7 +49,6 @@ CHANNEL_OPTIONS = (
     ("grpc.enable_retries", 0),
 )
 
-_Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response", bound=Message)
 
 
@@ -62,6 +62,7 @@ class ShardClient:
         self._clock = clock
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub = shard_pb2_grpc.ShardServiceStub(self._channel)
+        self.moves = ShardMoves(self._stub, self._call)
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -151,10 +152,16 @@ class ShardClient:
             ):
                 yield holding
 
+    async def slot_counts(self, timeout: float) -> list[shard_pb2.ListSlotCountsResponse]:
+        """How many records each slot of each collection has on the node, owned or not."""
+        request = shard_pb2.ListSlotCountsRequest()
+        with self._under_way():
+            return [counts async for counts in self._stub.ListSlotCounts(request, timeout=timeout)]
+
     async def _call(
         self,
         method: Callable[..., Awaitable[_Response]],
-        request: _Request,
+        request: Message,
         timeout: float,
     ) -> _Response:
         with self._under_way():

@@ -2,7 +2,9 @@
 
 Group commit without timers: while one group is applied, arrivals collect; then the next group takes
 what is there (grouping.take). A turn is other work that must not meet a write half done, such as a
-change of ownership. One Applier serves one incarnation of the engine and ends with it.
+change of ownership. Most turns wait like operations; an urgent one goes before everything that
+waits, and a background one, such as a step of a move's copy, lets operations go first, for a while.
+One Applier serves one incarnation of the engine and ends with it.
 """
 
 import asyncio
@@ -24,6 +26,10 @@ _T = TypeVar("_T")
 _RETRY_AFTER_SECONDS = 0.1
 _PRUNE_SECONDS = 1.0
 _PARSE_INLINE_BYTES = 256 << 10
+
+BACKGROUND_PATIENCE_SECONDS = 0.1
+"""How long a background turn lets others go first. Beside operations without end one of them runs
+so often, so that a move under any load comes to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,7 @@ class _Turn:
     count: int = 1
     size: int = 0
     begun: bool = False
+    since: float = field(default_factory=time.monotonic)
 
 
 _Item: TypeAlias = _Job | _Turn
@@ -61,6 +68,9 @@ _Item: TypeAlias = _Job | _Turn
 
 class Applier:
     """See the head of this file. It owns the queue; `run` is the only task that applies.
+
+    The queue has three lanes, each in the order of arrival: urgent turns, operations and other
+    turns, background turns. Between two groups, and only there, `run` chooses the next lane.
 
     What an item takes of the bounds it takes until nothing here holds its bytes any more: it leaves
     the queue when it is done, when its caller goes away before it has begun, or, begun, when the
@@ -72,7 +82,11 @@ class Applier:
     ) -> None:
         self._committer, self._limits = committer, limits
         self._max_operations, self._max_bytes = queue_operations, queue_bytes
+        self._urgent: deque[_Item] = deque()
         self._queue: deque[_Item] = deque()
+        self._background: deque[_Item] = deque()
+        self._lanes = (self._urgent, self._queue, self._background)
+        self._background_was_last = False
         self._operations = self._bytes = 0
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -101,31 +115,49 @@ class Applier:
             except BaseException:
                 self._release(job)
                 raise
-        applied: Applied = await self._wait(job)
+        applied: Applied = await self._wait(job, self._queue)
         return applied
 
-    async def turn(self, work: Callable[[], Awaitable[_T]]) -> _T:
-        """Runs `work` alone, after what waits."""
+    async def turn(
+        self,
+        work: Callable[[], Awaitable[_T]],
+        *,
+        urgent: bool = False,
+        background: bool = False,
+    ) -> _T:
+        """Runs `work` alone, after what waits.
+
+        Urgent: before it, as soon as the group or turn under way has ended. Background: when
+        nothing else waits, or when it has waited BACKGROUND_PATIENCE_SECONDS.
+        """
+        assert not (urgent and background), "a turn is in one lane"
         turn = _Turn(work, asyncio.get_running_loop().create_future())
         self._admit(turn)
-        result: _T = await self._wait(turn)
+        lane = self._urgent if urgent else self._background if background else self._queue
+        result: _T = await self._wait(turn, lane)
         return result
+
+    @property
+    def queued_operations(self) -> int:
+        """How many operations and turns wait or are being done."""
+        return self._operations
 
     async def run(self) -> None:
         """The writer, until cancelled."""
         while True:
-            if not self._queue:
+            if not any(self._lanes):
                 self._idle.set()
                 await self._wake.wait()
             self._wake.clear()
-            if not self._queue:
+            if not any(self._lanes):
                 continue
             self._idle.clear()
-            head = self._queue[0]
+            lane = self._next_lane()
+            head = lane[0]
             if head.done.done():  # its caller went away, or it failed, after it had begun
-                self._leave()
+                self._leave(lane)
             elif isinstance(head, _Turn):
-                await self._run_turn(head)
+                await self._run_turn(head, lane)
             else:
                 await self._run_group()
             if time.monotonic() >= self._prune_at:
@@ -145,10 +177,28 @@ class Applier:
     def end(self, error: ClusterError) -> None:
         """Refuses what waits and all that comes: the engine is gone."""
         self._ended = error
-        while self._queue:
-            item = self._leave()
-            if not item.done.done():
-                item.done.set_exception(error)
+        for lane in self._lanes:
+            while lane:
+                item = self._leave(lane)
+                if not item.done.done():
+                    item.done.set_exception(error)
+
+    def _next_lane(self) -> deque[_Item]:
+        """The lane that has its turn; not all of them are empty."""
+        if self._urgent:
+            return self._urgent
+        if not self._queue or (
+            self._background and not self._background_was_last and self._has_waited()
+        ):
+            self._background_was_last = True
+            return self._background
+        self._background_was_last = False
+        return self._queue
+
+    def _has_waited(self) -> bool:
+        head = self._background[0]
+        assert isinstance(head, _Turn), "operations are not in the background"
+        return time.monotonic() - head.since >= BACKGROUND_PATIENCE_SECONDS
 
     def _admit(self, item: _Item) -> None:
         """Takes the item's share of the bounds."""
@@ -172,12 +222,12 @@ class Applier:
         self._operations -= item.count
         self._bytes -= item.size
 
-    async def _wait(self, item: _Item) -> Any:
+    async def _wait(self, item: _Item, lane: deque[_Item]) -> Any:
         """Queues an admitted item, and waits until it is done."""
         if self._ended is not None:
             self._release(item)
             raise self._ended
-        self._queue.append(item)
+        lane.append(item)
         self._idle.clear()
         self._wake.set()
         try:
@@ -185,17 +235,17 @@ class Applier:
         except asyncio.CancelledError:
             if not item.begun:  # else it leaves when its group has ended
                 with contextlib.suppress(ValueError):  # it has left already
-                    self._queue.remove(item)
+                    lane.remove(item)
                     self._release(item)
             raise
 
-    def _leave(self) -> _Item:
-        """The head of the queue, which is no longer in it."""
-        item = self._queue.popleft()
+    def _leave(self, lane: deque[_Item]) -> _Item:
+        """The head of a lane, which is no longer in it."""
+        item = lane.popleft()
         self._release(item)
         return item
 
-    async def _run_turn(self, turn: _Turn) -> None:
+    async def _run_turn(self, turn: _Turn, lane: deque[_Item]) -> None:
         turn.begun = True
         try:
             result = await turn.work()
@@ -207,7 +257,7 @@ class Applier:
         else:
             if not turn.done.done():
                 turn.done.set_result(result)
-        self._leave()
+        self._leave(lane)
 
     async def _run_group(self) -> None:
         places: list[tuple[_Job, int]] = []
@@ -256,7 +306,7 @@ class Applier:
                 return
             if not job.done.done():
                 job.done.set_result(Applied(results, job.engine_seconds))
-            self._leave()
+            self._leave(self._queue)
 
 
 def _full(operations: int, size: int) -> Overloaded:

@@ -22,8 +22,10 @@ from chroma_router.wire.errors import (
 )
 from chroma_router.wire.request_id import time_of
 from chroma_router.wire.slots import slot_of
+from shard_node import capture_state
+from shard_node.batches import Batch, Batches
 from shard_node.engine import Engine, EngineRefused
-from shard_node.holdings import Holding, Holdings
+from shard_node.holdings import Grant, Holding, Holdings
 from shard_node.operations import ENGINE_ROWS, Kind, Write
 from shard_node.state import Outcome, Remembered, StagedRow, State
 from shard_node.state_thread import in_writer
@@ -47,17 +49,8 @@ class _Part:
     covers: frozenset[int]  # the slots whose outcome this application makes known
 
 
-@dataclass(frozen=True, slots=True)
-class _Staged:
-    """A group that is staged, and of which it is not known yet whether it landed."""
-
-    holding: Holding
-    kind: Kind
-    changed: Sequence[StagedRow]
-
-
 class Committer:
-    """Applies groups. `engine_seconds` sums what the engine took."""
+    """Applies groups, by way of `batches`."""
 
     def __init__(
         self,
@@ -70,13 +63,16 @@ class Committer:
         self._engine, self._state, self._writer = engine, state, writer
         self._holdings = holdings
         self._window_seconds = retry_window_seconds
-        self._staged: _Staged | None = None
-        self.engine_seconds = 0.0
+        self.batches = Batches(engine, state, writer, holdings)
+
+    @property
+    def engine_seconds(self) -> float:
+        """How long the engine has worked on batches, all told."""
+        return self.batches.engine_seconds
 
     async def apply(self, group: Sequence[Write]) -> list[shard_pb2.OperationResult]:
         """What became of each write of a group (see grouping.take). Raises Unavailable."""
-        if self._staged is not None:  # the state was not to be had when the group before ended
-            await self._settle()
+        await self.batches.settle()
         results: list[shard_pb2.OperationResult | None] = [None] * len(group)
         allowed: list[int] = []
         for position, write in enumerate(group):
@@ -86,47 +82,60 @@ class Committer:
             except ClusterError as error:
                 results[position] = refusal(error)
         if allowed:
-            holding = self._holdings.live[group[allowed[0]].collection_id]
-            parts = await self._parts(holding, group, allowed, results)
+            # The group is of one collection at one epoch. Its grant is taken here, once: another
+            # may take effect while it is applied.
+            first = group[allowed[0]]
+            holding, grant = self._holdings.granted(first.collection_id, first.epoch)
+            parts = await self._parts(holding, grant, group, allowed, results)
             await self._apply_parts(holding, parts, results)
         assert all(result is not None for result in results)
         return [result for result in results if result is not None]
 
     async def prune(self) -> None:
-        """Forgets some outcomes that no repeat may ask for any more."""
+        """Forgets some outcomes that no repeat may ask for any more, and some marks of captures
+        that have ended."""
         before = time.time_ns() // 1000 - (self._window_seconds + _CLOCK_SKEW_SECONDS) * 1_000_000
         try:
             await self._in_writer(self._state.prune_outcomes, before, _PRUNED_AT_ONCE)
+            await self._in_writer(capture_state.sweep, self._state, _PRUNED_AT_ONCE)
         except Unavailable as error:
-            _log.warning("old outcomes are not forgotten yet", error=error.message)
+            _log.warning("what is old is not forgotten yet", error=error.message)
 
     # ---------------------------------------------------------------------------- checks
 
     def _check(self, write: Write) -> None:
-        _, grant = self._holdings.granted(write.collection_id, write.epoch)
+        holding, grant = self._holdings.granted(write.collection_id, write.epoch)
+        if holding.row.epoch < grant.epoch:  # the turn that makes it durable has not been
+            why = f"asked to write at epoch {write.epoch}"
+            raise self._holdings.stale_at(write.collection_id, holding.row.epoch, why)
         for record_id, slot in zip(write.ids, write.slots, strict=True):
             if not grant.owned[slot]:
                 raise InternalFailure(
                     f"record {record_id!r} is in slot {slot}, which this shard does not own at"
                     f" epoch {grant.epoch}: it was routed wrongly"
                 )
+        anywhere = write.conditional and not write.ids
+        self._holdings.refuse_fenced(holding, grant, None if anywhere else write.slots)
 
     async def _parts(
         self,
         holding: Holding,
+        grant: Grant,
         group: Sequence[Write],
         allowed: Sequence[int],
         results: list[shard_pb2.OperationResult | None],
     ) -> list[_Part]:
         """Takes out what was applied before under the same identity (invariant 8)."""
         identities = [(group[p].request_id, group[p].index) for p in allowed]
-        known = await self._in_writer(self._state.remembered, holding.row.number, identities)
+        known = await self._in_writer(
+            self._state.remembered, holding.row.number, identities, grant.owned
+        )
         parts: list[_Part] = []
         for position, remembered in zip(allowed, known, strict=True):
             write = group[position]
             rows = [i for i, slot in enumerate(write.slots) if slot not in remembered.slots]
             named = len(write.ids)
-            covers = self._covers(write) - remembered.slots
+            covers = _covers(write, grant) - remembered.slots
             if remembered.digest not in (None, write.digest):
                 results[position] = refusal(
                     InvalidRequest(
@@ -154,14 +163,6 @@ class Committer:
                 left = write if len(rows) == named else write.only(rows)
                 parts.append(_Part(position, left, named, remembered, covers))
         return parts
-
-    def _covers(self, write: Write) -> frozenset[int]:
-        """The slots whose outcome a write makes known: of its ids; of a condition, all owned ones,
-        since what it held for then is not what it may hold for at a repeat."""
-        if not write.conditional:
-            return frozenset(write.slots)
-        _, grant = self._holdings.granted(write.collection_id, write.epoch)
-        return grant.slots
 
     def _too_old(self, write: Write) -> bool:
         made = time_of(write.request_id)
@@ -220,60 +221,11 @@ class Committer:
         part.write = _of(write, rows)
 
     async def _commit(self, holding: Holding, parts: Sequence[_Part]) -> None:
-        """Stages the parts and has the engine apply them. Raises EngineRefused: none landed."""
-        kind = parts[0].write.kind
+        """Commits the parts as one batch. Raises EngineRefused: none landed."""
         rows = [row for part in parts for row in _staged_rows(part.write)]
+        records = [record for part in parts for record in part.write.records]
         outcomes = [_outcome(part) for part in parts]
-        existing = await self._in_writer(
-            self._state.stage, holding.row.number, holding.physical, rows, outcomes,
-            time.time_ns() // 1000,
-        )  # fmt: skip
-        changed = [row for row in rows if (row.id in existing) is (kind is Kind.DELETE)]
-        self._staged = _Staged(holding, kind, changed)
-        if kind is Kind.DELETE and not changed:
-            await self._in_writer(self._state.land)
-        else:
-            await self._call_engine(holding, kind, parts, changed)
-        self._landed()
-
-    async def _settle(self) -> bool:
-        """Whether the staged group landed, as the state has it; if not, nothing is left of it."""
-        landed = await self._in_writer(self._state.settle)
-        if landed:
-            self._landed()
-        self._staged = None
-        return landed
-
-    def _landed(self) -> None:
-        """Counts what the staged group changed, once."""
-        staged, self._staged = self._staged, None
-        if staged is None:
-            return
-        if staged.kind is Kind.DELETE:
-            staged.holding.add((row.slot for row in staged.changed), -1)
-        elif staged.kind is not Kind.UPDATE:
-            staged.holding.add((row.slot for row in staged.changed), 1)
-            highest = max((row.sequence for row in staged.changed), default=0)
-            self._holdings.high_sequence = max(self._holdings.high_sequence, highest)
-
-    async def _call_engine(
-        self, holding: Holding, kind: Kind, parts: Sequence[_Part], changed: Sequence[StagedRow]
-    ) -> None:
-        began = time.perf_counter()
-        try:
-            if kind is Kind.DELETE:
-                await self._engine.write("delete", holding.physical, [row.id for row in changed])
-            else:
-                ids, columns = _columns(parts)
-                await self._engine.write(kind.name.lower(), holding.physical, ids, *columns)
-        except EngineRefused as refused:
-            if not await self._settle():
-                raise
-            # An error after the engine's queue commit: the records are in the queue, the engine
-            # takes them from there, and the state has them. For plain Chroma this is ambiguous.
-            _log.warning("engine refused what it had committed", error=str(refused))
-        finally:
-            self.engine_seconds += time.perf_counter() - began
+        await self.batches.commit(Batch(holding, parts[0].write.kind, rows, records, outcomes))
 
     async def _in_writer(self, work: Callable[..., _T], *arguments: object) -> _T:
         return await in_writer(self._writer, work, *arguments)
@@ -285,6 +237,12 @@ def refusal(error: ClusterError) -> shard_pb2.OperationResult:
     return shard_pb2.OperationResult(
         refused_reason=error.reason.value, message=error.message, node_epoch=epoch
     )
+
+
+def _covers(write: Write, grant: Grant) -> frozenset[int]:
+    """The slots whose outcome a write makes known: of its ids; of a condition, all owned ones,
+    since what it held for then is not what it may hold for at a repeat."""
+    return grant.slots if write.conditional else frozenset(write.slots)
 
 
 def _in_steps(write: Write) -> bool:
@@ -312,14 +270,3 @@ def _outcome(part: _Part) -> Outcome:
     write = part.write
     deleted = tuple(write.slots) if write.conditional else ()
     return Outcome(write.request_id, write.index, write.kind, part.covers, deleted, write.digest)
-
-
-def _columns(parts: Sequence[_Part]) -> tuple[list[str], tuple[list[object], ...]]:
-    """The ids, and the engine's columns: embeddings, metadatas, documents, uris."""
-    records = [record for part in parts for record in part.write.records]
-    return [record.id for record in records], (
-        [record.embedding for record in records],
-        [record.metadata for record in records],
-        [record.document for record in records],
-        [record.uri for record in records],
-    )

@@ -18,17 +18,23 @@ import structlog
 from chroma_router.v1 import shard_pb2
 from chroma_router.wire.errors import InvalidRequest, NotAllowed, Reason, Stale, Unavailable
 from chroma_router.wire.version import PROTOCOL_VERSION, VERSION
+from shard_node import memory_limit
 from shard_node.applier import Applier
 from shard_node.committer import Committer
 from shard_node.directory import FORMAT_VERSION, DataDirectory, DirectoryRefused
 from shard_node.engine import RETRY_AFTER_SECONDS, Engine, EngineLost
 from shard_node.grouping import GroupLimits
 from shard_node.holdings import Holdings
+from shard_node.move_source import MoveSource
+from shard_node.move_stream import MoveStream
+from shard_node.move_target import MoveTarget
+from shard_node.move_token import MoveToken
 from shard_node.ownership import Ownership, load_holdings
 from shard_node.queries import Queries
 from shard_node.reads import Reads
 from shard_node.record_index import RecordIndex
 from shard_node.settings import NodeSettings
+from shard_node.slot_counts import SlotCounts
 from shard_node.state import State
 from shard_node.state_thread import in_writer
 from shard_node.suspects import drop_suspects
@@ -49,6 +55,9 @@ class Incarnation:
     ownership: Ownership
     reads: Reads
     queries: Queries
+    source: MoveSource
+    target: MoveTarget
+    slot_counts: SlotCounts
 
     @property
     def boot_id(self) -> str:
@@ -84,6 +93,16 @@ class Node:
     def engine_pid(self) -> int | None:
         """The process id of the engine, while it serves."""
         return self._incarnation.engine.pid if self._incarnation else None
+
+    @property
+    def queued_operations(self) -> int:
+        """How many operations the writer has before it."""
+        return self._incarnation.applier.queued_operations if self._incarnation else 0
+
+    @property
+    def memory_limit_bytes(self) -> int:
+        """What node and engine may hold; 0: not known."""
+        return self._settings.memory_bytes or memory_limit.of_this_process()
 
     def incarnation(self) -> Incarnation:
         """The present one, once a cluster is agreed. Raises Unavailable, Stale."""
@@ -226,8 +245,20 @@ class Node:
         applier = Applier(committer, limits, settings.queue_operations, settings.queue_bytes)
         reads = Reads(engine, self._index, holdings)
         queries = Queries(self.shard, engine, self._index, holdings, reads)
+        token = await MoveToken.load(self._state, self._writer)
+        stream = MoveStream(engine, self._state, self._writer, self._index)
+        source = MoveSource(
+            self._state, self._writer, holdings, token, stream, committer.batches.settle
+        )
+        target = MoveTarget(
+            engine, self._state, self._writer, holdings, self._index, queries, applier,
+            committer.batches, token, limits,
+        )  # fmt: skip
+        slot_counts = SlotCounts(holdings, self._index, reads)
         self.holdings = holdings
-        return Incarnation(engine, holdings, applier, ownership, reads, queries)
+        return Incarnation(
+            engine, holdings, applier, ownership, reads, queries, source, target, slot_counts
+        )
 
     def _say(self, *, serving: bool) -> None:
         (self.serving if serving else self.not_serving).set()

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -74,26 +74,41 @@ def parse(operation: shard_pb2.Operation) -> Write:
     if not operation.request_id:
         raise InvalidRequest("the operation has no request_id")
     ids = list(operation.ids)
-    _check_ids(kind, ids)
-    try:
-        records = [record_from_bytes(data) for data in operation.records]
-    except (DecodeError, ValueError) as error:
-        raise InvalidRequest(f"a record cannot be read: {error}") from error
+    check_ids(kind, ids)
+    records = _parsed(operation.records)
     sequences = list(operation.sequences)
     _check_rows(kind, ids, records, sequences)
     return Write(
         operation.collection_id, operation.epoch, kind, operation.request_id, operation.index,
         ids, [slot_of(i) for i in ids], records, sequences,
-        operation.where, operation.where_document, _signed(operation.digest),
+        operation.where, operation.where_document, signed(operation.digest),
     )  # fmt: skip
 
 
-def _signed(number: int) -> int:
+def parse_puts(data: Iterable[bytes], sequences: Sequence[int]) -> list[RecordColumns]:
+    """Whole records with their sequences, as they are added to a shard. Raises InvalidRequest."""
+    records = _parsed(data)
+    ids = [record.id for record in records]
+    check_ids(Kind.ADD, ids)
+    if ids or sequences:
+        _check_rows(Kind.ADD, ids, records, sequences)
+    return records
+
+
+def _parsed(data: Iterable[bytes]) -> list[RecordColumns]:
+    try:
+        return [record_from_bytes(record) for record in data]
+    except (DecodeError, ValueError) as error:
+        raise InvalidRequest(f"a record cannot be read: {error}") from error
+
+
+def signed(number: int) -> int:
     """64 bits as SQLite keeps them."""
     return number - (1 << 64) if number >> 63 else number
 
 
-def _check_ids(kind: Kind, ids: Sequence[str]) -> None:
+def check_ids(kind: Kind, ids: Sequence[str]) -> None:
+    """Raises InvalidRequest for too many of them, for one that is empty or named twice."""
     most = MAX_DELETED_IDS if kind is Kind.DELETE else ENGINE_ROWS
     if len(ids) > most:
         raise InvalidRequest(

@@ -23,10 +23,10 @@ from chroma_router.wire.errors import (
 )
 from chroma_router.wire.records import metadata_from_wire
 from chroma_router.wire.slots import SLOT_BITMAP_BYTES, SLOT_COUNT
-from shard_node import index_bounds, persist_threshold
+from shard_node import capture_state, index_bounds, persist_threshold
 from shard_node.engine import Engine, EngineLost, EngineRefused, PhysicalCollection
-from shard_node.holdings import Grant, Holding, Holdings
-from shard_node.state import CollectionRow, State
+from shard_node.holdings import Fence, Grant, Holding, Holdings
+from shard_node.state import MAX_INTEGER, CollectionRow, State
 from shard_node.state_thread import in_writer
 
 _log = structlog.get_logger(__name__)
@@ -35,7 +35,6 @@ _T = TypeVar("_T")
 # What the engine lets be changed of a configuration; the rest is fixed with the collection.
 _CHANGEABLE_HNSW = ("ef_search", "num_threads", "batch_size", "resize_factor")
 _PURGED_AT_ONCE = 5000
-_MAX_INTEGER = 2**63 - 1  # of SQLite
 
 # The version of a definition that no engine has described yet.
 _FIRST_VERSION = 1
@@ -48,11 +47,27 @@ class Ownership:
         self._engine, self._state, self._writer = engine, state, writer
         self._holdings = holdings
 
+    def set_at_once(self, request: shard_pb2.SetOwnershipRequest) -> None:
+        """Before the turn of `set`: a new epoch, and nothing else, takes effect for reads.
+
+        So a switch holds them for as long as a message takes, whatever the writer is doing. Writes
+        wait for the turn, which makes the epoch durable. Does nothing where more than the epoch is
+        new. Raises what `set` would.
+        """
+        grant = self._checked(request)
+        holding = self._holdings.live.get(request.definition.collection.id)
+        if holding is not None and self._is_epoch_alone(request, holding):
+            self._give(holding, grant)
+
     async def set(self, request: shard_pb2.SetOwnershipRequest) -> shard_pb2.SetOwnershipResponse:
         """See the contract."""
         collection = request.definition.collection
         grant = self._checked(request)
         holding = self._holdings.live.get(collection.id)
+        if holding is not None and self._is_epoch_alone(request, holding):
+            await self._store(holding, self._row(request, holding.physical, holding))
+            self._give(holding, grant)
+            return shard_pb2.SetOwnershipResponse(high_sequence=self._holdings.high_sequence)
         try:
             physical = await self._physical(request.definition, holding)
         except EngineRefused as refused:
@@ -60,22 +75,50 @@ class Ownership:
             if isinstance(error, InvalidRequest):  # of the text, the engine says only where in it
                 error = InvalidRequest(f"configuration, schema or metadata: {error.message}")
             raise error from refused
-        row = self._row(request, physical, holding)
+        row = self._row(request, physical.id, holding)
         if holding is None:
-            row = await self._in_writer(self._state.put_collection, row)
+            row = await self._in_writer(capture_state.put_owned, self._state, row)
             holding = Holding(row, physical.id, [0] * SLOT_COUNT)
             self._holdings.live[collection.id] = holding
-        elif row != holding.row:
-            holding.row = await self._in_writer(self._state.put_collection, row)
+        else:
+            await self._store(holding, row)
         if holding.grant is None:
             await self._load(physical)
         holding.space = _space(physical)
-        holding.grant = grant
+        self._give(holding, grant)
         return shard_pb2.SetOwnershipResponse(
             high_sequence=self._holdings.high_sequence,
             configuration_json=physical.configuration_json,
             schema_json=physical.schema_json,
         )
+
+    async def _store(self, holding: Holding, row: CollectionRow) -> None:
+        if row != holding.row:
+            holding.row = await self._in_writer(capture_state.put_owned, self._state, row)
+            holding.lift_fences(row.epoch)
+
+    @staticmethod
+    def _is_epoch_alone(request: shard_pb2.SetOwnershipRequest, holding: Holding) -> bool:
+        """Whether the node serves the collection as it is defined already.
+
+        A switch is a change of the catalog's entry too, so a higher version need not say more.
+        """
+        return (
+            request.ownership_only
+            and holding.grant is not None
+            and (
+                request.definition.version <= holding.row.definition_version
+                or _content(request.definition) == _content(holding.definition)
+            )
+        )
+
+    @staticmethod
+    def _give(holding: Holding, grant: Grant) -> None:
+        """Grants, unless a later epoch has taken effect meanwhile; what is granted again stays the
+        same value, so that no read under way takes it for a change."""
+        if holding.grant is None or holding.grant.epoch < grant.epoch:
+            holding.grant = grant
+            holding.lift_fences(grant.epoch)
 
     async def drop(self, collection_id: str, epoch: int) -> None:
         """Remembers the drop durably, then deletes what there is of the collection."""
@@ -85,7 +128,7 @@ class Ownership:
             return
         holding = self._holdings.live.get(collection_id)
         if holding is not None and epoch < holding.row.epoch:
-            raise self._behind(holding, epoch)
+            raise self._behind(holding, epoch, holding.row.epoch)
         gone = CollectionRow(
             number=holding.row.number if holding else 0,
             id=collection_id,
@@ -98,7 +141,7 @@ class Ownership:
             definition_version=holding.row.definition_version if holding else 0,
             dropped=True,
         )
-        gone = await self._in_writer(self._state.put_collection, gone)
+        gone = await self._in_writer(capture_state.put_dropped, self._state, gone)
         self._holdings.live.pop(collection_id, None)
         self._holdings.dropped[collection_id] = gone
         await self._purge(gone)
@@ -148,13 +191,14 @@ class Ownership:
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
         holding = self._holdings.live.get(collection.id)
-        if holding is not None and grant.epoch < holding.row.epoch:
-            raise self._behind(holding, grant.epoch)
-        if (
-            holding is not None
-            and grant.epoch == holding.row.epoch
-            and request.owned_slots != holding.row.owned
-        ):
+        if holding is None:
+            return grant
+        newest = Grant.of(holding.row.epoch, holding.row.owned)
+        if holding.grant is not None and holding.grant.epoch > newest.epoch:
+            newest = holding.grant  # it is not durable yet
+        if grant.epoch < newest.epoch:
+            raise self._behind(holding, grant.epoch, newest.epoch)
+        if grant.epoch == newest.epoch and grant != newest:
             raise NotAllowed(
                 f"collection {collection.id}: epoch {grant.epoch} gave this shard other slots"
                 " before; the catalog is not the one that gave them: chroma-router catalog rebuild",
@@ -162,11 +206,11 @@ class Ownership:
             )
         return grant
 
-    def _behind(self, holding: Holding, epoch: int) -> Stale:
+    def _behind(self, holding: Holding, epoch: int, here: int) -> Stale:
         return Stale(
-            f"collection {holding.row.id}: epoch {epoch} is below the node's {holding.row.epoch}",
+            f"collection {holding.row.id}: epoch {epoch} is below the node's {here}",
             Reason.STALE_EPOCH,
-            metadata={"boot_id": self._holdings.boot_id, "epoch": str(holding.row.epoch)},
+            metadata={"boot_id": self._holdings.boot_id, "epoch": str(here)},
         )
 
     async def _physical(
@@ -236,7 +280,7 @@ class Ownership:
     @staticmethod
     def _row(
         request: shard_pb2.SetOwnershipRequest,
-        physical: PhysicalCollection,
+        physical: str,
         holding: Holding | None,
     ) -> CollectionRow:
         definition = request.definition
@@ -247,7 +291,7 @@ class Ownership:
         return CollectionRow(
             number=holding.row.number if holding else 0,
             id=definition.collection.id,
-            physical=physical.id,
+            physical=physical,
             epoch=definition.collection.epoch,
             owned=request.owned_slots,
             definition=serialized,
@@ -259,6 +303,14 @@ class Ownership:
         return await in_writer(self._writer, work, *arguments)
 
 
+def _content(definition: shard_pb2.CollectionDefinition) -> bytes:
+    """A definition without what counts its changes."""
+    bare = shard_pb2.CollectionDefinition()
+    bare.CopyFrom(definition)
+    bare.version = bare.collection.epoch = 0
+    return bare.SerializeToString(deterministic=True)
+
+
 def load_holdings(state: State, boot_id: str) -> Holdings:
     """What the shard holds, from the state; nothing is granted. Runs in the writer's thread."""
     holdings = Holdings(boot_id, state.high_sequence())
@@ -267,7 +319,12 @@ def load_holdings(state: State, boot_id: str) -> Holdings:
             holdings.dropped[row.id] = row
         elif row.physical is not None:
             counts = state.slot_counts(row.number)
-            holdings.live[row.id] = Holding(row, row.physical, counts)
+            # Whether reads were fenced too is not known any more, so they are.
+            fences = {
+                stored.move: Fence(stored.slots, stored.next_epoch, stored.token, reads=True)
+                for stored in capture_state.fences(state, row.number)
+            }
+            holdings.live[row.id] = Holding(row, row.physical, counts, fences=fences)
     return holdings
 
 
@@ -281,8 +338,8 @@ def _check_uuid(text: str) -> None:
 
 
 def _check_number(field: str, number: int) -> None:
-    if number > _MAX_INTEGER:
-        raise InvalidRequest(f"{field} {number} is above {_MAX_INTEGER}: no catalog counts so far")
+    if number > MAX_INTEGER:
+        raise InvalidRequest(f"{field} {number} is above {MAX_INTEGER}: no catalog counts so far")
 
 
 def _space(physical: PhysicalCollection) -> str:

@@ -16,7 +16,7 @@ from chroma_router.wire.slots import slot_of
 from shard_node.engine import Contents, Engine, EngineRefused, Nearest
 from shard_node.holdings import Grant, Holding, Holdings
 from shard_node.nearest import ExactScan, Scored
-from shard_node.reads import ANSWER_BYTES, Reads, included, owned_only, pack_records
+from shard_node.reads import ANSWER_BYTES, Reads, included, owned_by, pack_records
 from shard_node.record_index import RecordIndex
 
 _SCAN_COST = 6  # a record fetched by over-fetching costs about a sixth of one scanned
@@ -51,24 +51,36 @@ class Queries:
 
     async def query(self, request: shard_pb2.ShardQueryRequest) -> shard_pb2.ShardQueryResponse:
         """See the contract."""
-        holding, grant = self._holdings.granted(request.collection_id, request.epoch)
-        _check_embeddings(request.embeddings)
-        for attempt in range(1, _ATTEMPTS + 1):
-            response = await self._attempt(request, last=attempt == _ATTEMPTS)
-            if response is not None:
-                break
-        else:
-            raise AssertionError("the last attempt answers or raises")
+        holding, grant = self._holdings.readable(
+            request.collection_id, request.epoch, request.filter
+        )
+        response = await self.nearest(holding, grant, request)
         if self._holdings.granted(request.collection_id, request.epoch)[1] is not grant:
             raise self._holdings.stale(request.collection_id, request.epoch)
         response.owned_records = holding.owned_records(grant)
         return response
 
+    async def nearest(
+        self, holding: Holding, grant: Grant, request: shard_pb2.ShardQueryRequest
+    ) -> shard_pb2.ShardQueryResponse:
+        """The nearest records in the slots of a grant, whoever has given it."""
+        _check_embeddings(request.embeddings)
+        for attempt in range(1, _ATTEMPTS + 1):
+            response = await self._attempt(holding, grant, request, last=attempt == _ATTEMPTS)
+            if response is not None:
+                return response
+        raise AssertionError("the last attempt answers or raises")
+
     async def _attempt(
-        self, request: shard_pb2.ShardQueryRequest, *, last: bool
+        self,
+        holding: Holding,
+        grant: Grant,
+        request: shard_pb2.ShardQueryRequest,
+        *,
+        last: bool,
     ) -> shard_pb2.ShardQueryResponse | None:
         """None: a record has vanished meanwhile, so that the answer would be short of its hits."""
-        search = await self._search(request)
+        search = await self._search(holding, grant, request)
         answer = _Answer(self._shard, types_pb2.INCLUDE_DISTANCES in request.include)
         if search.n == 0:
             return answer.empty(len(request.embeddings))
@@ -76,7 +88,8 @@ class Queries:
         try:
             if self._is_free(search) and search.n * len(search.embeddings) <= _DIRECT_HITS:
                 nearest = await self._ask(search, search.embeddings, search.n, include)
-                return await self._index.run(answer.direct, nearest)
+                if _all_owned(search.grant, nearest):
+                    return await self._index.run(answer.direct, nearest)
             scored = await self._scored(search)
         except EngineRefused as refused:
             if search.ids is not None and refused.kind == "InternalError" and not last:
@@ -90,8 +103,9 @@ class Queries:
                 return None
         return await self._index.run(answer.of, scored, records)
 
-    async def _search(self, request: shard_pb2.ShardQueryRequest) -> _Search:
-        holding, grant = self._holdings.granted(request.collection_id, request.epoch)
+    async def _search(
+        self, holding: Holding, grant: Grant, request: shard_pb2.ShardQueryRequest
+    ) -> _Search:
         most, ids = holding.owned_records(grant), None
         wanted = request.filter
         if wanted.by_ids or wanted.ids:
@@ -105,7 +119,7 @@ class Queries:
 
     @staticmethod
     def _is_free(search: _Search) -> bool:
-        """Whether the engine can only find owned records."""
+        """Whether the engine can only find owned records, unless a move brings others meanwhile."""
         if search.ids is not None:
             conditions = search.filter.where or search.filter.where_document
             return not conditions and len(search.ids) in _ENGINE_IDS
@@ -124,7 +138,8 @@ class Queries:
         """The owned hits of each embedding, nearest first."""
         if self._is_free(search):
             found = await self._ask(search, search.embeddings, search.n)
-            return [sorted(hits) for hits in _scored_of(found)]
+            if _all_owned(search.grant, found):
+                return [sorted(hits) for hits in _scored_of(found)]
         if search.ids is not None:
             return await self._scan(search, search.embeddings)
         return await self._overfetch(search)
@@ -156,7 +171,8 @@ class Queries:
         holding = search.holding
         ids = await self._reads.matching(holding, search.grant, search.filter)
         if ids is None:
-            keep = owned_only(holding, search.grant)
+            # Not only if others are here now: a move may bring some before the index is read.
+            keep = owned_by(search.grant)
             keys = await self._index.page(holding.row.number, None, holding.total, keep)
             ids = [record_id for _, record_id in keys]
         scan = ExactScan(embeddings, search.n, holding.space)
@@ -229,6 +245,12 @@ def _scored_of(found: Nearest) -> list[list[Scored]]:
         list(zip(distances, ids, strict=True))
         for distances, ids in zip(found.distances, found.ids, strict=True)
     ]
+
+
+def _all_owned(grant: Grant, found: Nearest) -> bool:
+    """Whether no move has brought records of slots that are not owned while the engine searched:
+    they would be in the place of owned ones (invariant 2)."""
+    return all(grant.owned[slot_of(i)] for ids in found.ids for i in ids)
 
 
 def _add_chunk(scan: ExactScan, found: Contents) -> None:

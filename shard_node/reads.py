@@ -98,12 +98,14 @@ class Reads:
 
     def count(self, request: shard_pb2.ShardCountRequest) -> shard_pb2.ShardCountResponse:
         """How many owned records there are."""
-        holding, grant = self._holdings.granted(request.collection_id, request.epoch)
+        holding, grant = self._holdings.readable(request.collection_id, request.epoch)
         return shard_pb2.ShardCountResponse(count=holding.owned_records(grant))
 
     async def get(self, request: shard_pb2.ShardGetRequest) -> shard_pb2.ShardGetResponse:
         """See the contract."""
-        holding, grant = self._holdings.granted(request.collection_id, request.epoch)
+        holding, grant = self._holdings.readable(
+            request.collection_id, request.epoch, request.filter
+        )
         if not 1 <= request.limit <= MAX_LIMIT:
             raise InvalidRequest(f"a limit is 1 to {MAX_LIMIT}, got {request.limit}")
         if request.order not in _ORDERS:
@@ -114,7 +116,9 @@ class Reads:
         if request.deleted_by:
             # After the records: of a delete that lands meanwhile, none counts as both still here
             # and yet to be deleted.
-            known = await self._index.deleted_by(holding.row.number, request.deleted_by)
+            known = await self._index.deleted_by(
+                holding.row.number, request.deleted_by, grant.owned
+            )
             page.response.deleted_before = known.deleted
             page.response.delete_complete = bool(known.slots) and grant.slots <= known.slots
         if self._holdings.granted(request.collection_id, request.epoch)[1] is not grant:
@@ -194,7 +198,8 @@ class Reads:
             most = ANSWER_BYTES // _ROW_BYTES if request.keys_only else _LARGEST_CHUNK * 5
             step = min(most, page.limit - page.rows + 1)
             keys = await self._index.page(number, after, step, keep, order)
-            yield keys
+            # Where all was owned a move may have brought others since (invariant 2).
+            yield keys if keep is not None else [k for k in keys if grant.owned[slot_of(k[1])]]
             if len(keys) < step:
                 return
             after = keys[-1]
@@ -210,4 +215,9 @@ def owned_only(holding: Holding, grant: Grant) -> Keep | None:
     """Which ids to keep; None when every record here is owned: then ownership costs nothing."""
     if holding.owned_records(grant) == holding.total:
         return None
+    return owned_by(grant)
+
+
+def owned_by(grant: Grant) -> Keep:
+    """Whether an id is of an owned slot."""
     return lambda record_id: bool(grant.owned[slot_of(record_id)])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
 from shard_node.operations import Kind
-from shard_node.state import Remembered, connect, unpacked
+from shard_node.state import EVERY_SLOT, Remembered, connect, count_owned, unpacked
 
 Key: TypeAlias = tuple[int, str]  # (sequence, id), or (slot, id)
 Order: TypeAlias = Literal["sequence", "slot"]  # the column by which keys are read; both indexed
@@ -40,6 +40,10 @@ class RecordIndex:
         """Runs other read work, such as packing an answer, on the same bounded threads."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
+    async def look(self, work: Callable[..., _T], *arguments: object) -> _T:
+        """Runs `work(connection, *arguments)` on a read-only connection: one short look-up."""
+        return await self.run(self._look, work, *arguments)
+
     async def page(
         self,
         collection: int,
@@ -57,14 +61,20 @@ class RecordIndex:
         """The keys of those ids that exist, unordered."""
         return await self.run(self._keys, collection, ids, order)
 
-    async def deleted_by(self, collection: int, request_id: str) -> Remembered:
-        """What is remembered of the deletes of a request: all it deleted, and the slots that each
-        of its operations covers. It sees everything acknowledged, and nothing that did not land."""
-        return await self.run(self._deleted_by, collection, request_id)
+    async def deleted_by(
+        self, collection: int, request_id: str, owned: bytes = EVERY_SLOT
+    ) -> Remembered:
+        """What is remembered of the deletes of a request: all it deleted of the owned slots, and
+        the slots that each of its operations covers. It sees everything acknowledged, and nothing
+        that did not land."""
+        return await self.run(self._deleted_by, collection, request_id, owned)
 
     async def dimensions(self) -> dict[str, int]:
         """The dimension of each physical collection that has had a record."""
         return await self.run(self._dimensions)
+
+    def _look(self, work: Callable[..., _T], *arguments: object) -> _T:
+        return work(self._link(), *arguments)
 
     def _page(
         self, collection: int, after: Key | None, limit: int, keep: Keep | None, order: Order
@@ -95,7 +105,7 @@ class RecordIndex:
                 found += link.execute(one, (collection, record_id)).fetchall()
         return found
 
-    def _deleted_by(self, collection: int, request_id: str) -> Remembered:
+    def _deleted_by(self, collection: int, request_id: str, owned: bytes) -> Remembered:
         rows = (
             self._link()
             .execute(
@@ -111,7 +121,7 @@ class RecordIndex:
             covered[index] = covered.get(index, frozenset()).union(unpacked(slots))
         return Remembered(
             frozenset.intersection(*covered.values()) if covered else frozenset(),
-            sum(len(unpacked(deleted)) for _, _, deleted, _ in rows),
+            sum(count_owned(deleted, owned) for _, _, deleted, _ in rows),
             rows[0][3] if rows else None,
         )
 

@@ -1,54 +1,40 @@
-"""The gRPC face of the node: parses, calls, and turns every failure into a status. Nothing else."""
+"""The gRPC face of the node: one method for each call of the contract. Nothing else."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any, NoReturn, TypeAlias, TypeVar, cast
+from collections.abc import AsyncIterator
 
-import grpc.aio
-import structlog
-
-from chroma_router.v1 import shard_pb2, shard_pb2_grpc
-from chroma_router.wire.errors import (
-    ClusterError,
-    DeadlineExpired,
-    InternalFailure,
-    Overloaded,
-)
+from chroma_router.v1 import shard_pb2
 from chroma_router.wire.slots import SLOT_BITMAP_BYTES
-from chroma_router.wire.status import grpc_status, status_metadata
-from shard_node.engine import EngineRefused
+from shard_node.answering import Context
+from shard_node.move_source_service import SourceCalls
+from shard_node.move_target_service import TargetCalls
 from shard_node.node import Node
 from shard_node.stats import StatsReader
 
-_log = structlog.get_logger(__name__)
-_T = TypeVar("_T")
-_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
-_LONGEST_CALL_SECONDS = 300.0  # also for a caller that gives no deadline
-
-
-class ShardService(shard_pb2_grpc.ShardServiceServicer):
+class ShardService(SourceCalls, TargetCalls):
     """The contract's ShardService over one Node."""
 
     def __init__(self, node: Node, stats: StatsReader) -> None:
-        self._node, self._stats = node, stats
+        super().__init__(node)
+        self._stats = stats
 
     async def Hello(
-        self, request: shard_pb2.HelloRequest, context: _Context
+        self, request: shard_pb2.HelloRequest, context: Context
     ) -> shard_pb2.HelloResponse:
         return await self._answer(context, self._node.hello(request))
 
     async def SetOwnership(
-        self, request: shard_pb2.SetOwnershipRequest, context: _Context
+        self, request: shard_pb2.SetOwnershipRequest, context: Context
     ) -> shard_pb2.SetOwnershipResponse:
         async def work() -> shard_pb2.SetOwnershipResponse:
             now = self._node.incarnation()
-            return await now.applier.turn(lambda: now.ownership.set(request))
+            now.ownership.set_at_once(request)
+            return await now.applier.turn(lambda: now.ownership.set(request), urgent=True)
 
         return await self._answer(context, work())
 
     async def DropCollection(
-        self, request: shard_pb2.DropCollectionRequest, context: _Context
+        self, request: shard_pb2.DropCollectionRequest, context: Context
     ) -> shard_pb2.DropCollectionResponse:
         async def work() -> shard_pb2.DropCollectionResponse:
             now = self._node.incarnation()
@@ -58,7 +44,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         return await self._answer(context, work())
 
     async def Apply(
-        self, request: shard_pb2.ApplyRequest, context: _Context
+        self, request: shard_pb2.ApplyRequest, context: Context
     ) -> shard_pb2.ApplyResponse:
         async def work() -> shard_pb2.ApplyResponse:
             now = self._node.incarnation()
@@ -72,7 +58,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         return await self._answer(context, work())
 
     async def ShardQuery(
-        self, request: shard_pb2.ShardQueryRequest, context: _Context
+        self, request: shard_pb2.ShardQueryRequest, context: Context
     ) -> shard_pb2.ShardQueryResponse:
         async def work() -> shard_pb2.ShardQueryResponse:
             now = self._node.incarnation()
@@ -82,7 +68,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         return await self._answer(context, work())
 
     async def ShardGet(
-        self, request: shard_pb2.ShardGetRequest, context: _Context
+        self, request: shard_pb2.ShardGetRequest, context: Context
     ) -> shard_pb2.ShardGetResponse:
         async def work() -> shard_pb2.ShardGetResponse:
             now = self._node.incarnation()
@@ -92,7 +78,7 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         return await self._answer(context, work())
 
     async def ShardCount(
-        self, request: shard_pb2.ShardCountRequest, context: _Context
+        self, request: shard_pb2.ShardCountRequest, context: Context
     ) -> shard_pb2.ShardCountResponse:
         async def work() -> shard_pb2.ShardCountResponse:
             return self._node.incarnation().reads.count(request)
@@ -100,42 +86,26 @@ class ShardService(shard_pb2_grpc.ShardServiceServicer):
         return await self._answer(context, work())
 
     async def GetShardStats(
-        self, request: shard_pb2.GetShardStatsRequest, context: _Context
+        self, request: shard_pb2.GetShardStatsRequest, context: Context
     ) -> shard_pb2.GetShardStatsResponse:
         return await self._answer(context, self._stats.read())
 
     async def ListHoldings(
-        self, request: shard_pb2.ListHoldingsRequest, context: _Context
+        self, request: shard_pb2.ListHoldingsRequest, context: Context
     ) -> AsyncIterator[shard_pb2.ListHoldingsResponse]:
         for holding in await self._answer(context, _holdings(self._node)):
             yield holding
 
-    async def _answer(self, context: _Context, work: Awaitable[_T]) -> _T:
-        """The work's result; or the call is ended with the status of its failure."""
-        bound = _LONGEST_CALL_SECONDS
-        if (remaining := cast("float | None", context.time_remaining())) is not None:
-            bound = min(bound, remaining)
-        try:
-            async with asyncio.timeout(bound):
-                return await work
-        except ClusterError as error:
-            await self._abort(context, error)
-        except EngineRefused as refused:
-            await self._abort(context, refused.as_error())
-        except TimeoutError:
-            expired = DeadlineExpired(f"the shard did not answer within {bound:.3f} s")
-            await self._abort(context, expired)
-        except Exception:
-            _log.exception("a call failed in a way that is not foreseen")
-            defect = InternalFailure("a defect in the shard node; its log has the trace")
-            await self._abort(context, defect)
+    async def ListSlotCounts(
+        self, request: shard_pb2.ListSlotCountsRequest, context: Context
+    ) -> AsyncIterator[shard_pb2.ListSlotCountsResponse]:
+        for collection_id in await self._answer(context, self._collections()):
+            counts = self._node.incarnation().slot_counts.read(collection_id)
+            if (answer := await self._answer(context, counts)) is not None:
+                yield answer
 
-    async def _abort(self, context: _Context, error: ClusterError) -> NoReturn:
-        if isinstance(error, Overloaded):  # a router tells it by this from gRPC's own refusals
-            error.metadata.setdefault("shard", self._node.shard)
-        trailing = status_metadata(error)
-        await context.abort(grpc_status(error), error.message, trailing_metadata=trailing)
-        raise AssertionError("abort raises")
+    async def _collections(self) -> list[str]:
+        return list(self._node.incarnation().holdings.live)
 
 
 async def _holdings(node: Node) -> list[shard_pb2.ListHoldingsResponse]:

@@ -24,5 +24,6 @@ class NodeSettings(BaseSettings):
     reader_threads: int = Field(2, ge=1, le=64)
     reads_waiting: int = Field(1024, ge=1)
     drain_seconds: float = Field(20, ge=0)
+    memory_bytes: int = Field(0, ge=0)  # of node and engine; 0: what the system lets them have
     open_files: int = Field(65536, ge=256)
     log_level: str = "INFO"

@@ -14,15 +14,19 @@ under way: two writers at once could meet SQLite's WAL-reset race.
 
 import sqlite3
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from chroma_router.wire.slots import SLOT_COUNT
 
+_T = TypeVar("_T")
+
 BUSY_SECONDS = 10.0
+MAX_INTEGER = 2**63 - 1  # that SQLite keeps
+EVERY_SLOT = b"\1" * SLOT_COUNT
 DELETE_OPERATION = 3  # the engine's code in embeddings_queue; add and upsert are 0 and 2
 
 SCHEMA: dict[str, str] = {
@@ -75,9 +79,10 @@ BEGIN UPDATE router_batch SET applied = staged WHERE one = 1; END""",
     # gives out again: other records, of any collection, would have them as their own metadata.
     "router_array_delete": """CREATE TRIGGER router_array_delete AFTER DELETE ON embeddings
 BEGIN DELETE FROM embedding_metadata_array WHERE id = OLD.id; END""",
-    # Moves (shard_node/move_state.py). Source: which slots are captured, and which of their records
-    # have changed since, in which batch; a fence outlives its capture. Target: how far a move has
-    # come; `staged_cursor` counts once the batch `staged_batch` is applied.
+    # Moves. Source (shard_node/capture_state.py): which slots are captured, and which of their
+    # records have changed since, in which batch; a fence outlives its capture. Target
+    # (arrival_state.py): how far a move has come; `staged_cursor` counts once the batch
+    # `staged_batch` is applied.
     "router_capture": """CREATE TABLE router_capture(
   move TEXT PRIMARY KEY, collection INTEGER NOT NULL, capture TEXT NOT NULL, slots BLOB NOT NULL
   ) WITHOUT ROWID""",
@@ -132,6 +137,14 @@ class Outcome:
     slots: frozenset[int]
     deleted_slots: tuple[int, ...] = ()  # delete with a condition: one entry per deleted record
     digest: int = 0  # of the whole request
+    at_microseconds: int = 0  # when it was applied, at another shard; 0: now, here
+
+
+class ArrivalCursor(NamedTuple):
+    """How far a move has come once the batch that it is staged with has landed."""
+
+    move: str
+    cursor: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +203,8 @@ class State:
         self._link.close()
 
     @contextmanager
-    def _transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
+    def transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
+        """Around writes that hold together; durable: they are fsynced when it ends."""
         self._link.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         self._link.execute("BEGIN IMMEDIATE")
         try:
@@ -201,6 +215,14 @@ class State:
                 self._link.execute("ROLLBACK")
             raise
 
+    def rows(self, sql: str, *values: object) -> list[Any]:
+        """What a query finds, read to its end: a read that is left open holds back checkpoints."""
+        return self._link.execute(sql, values).fetchall()
+
+    def look(self, work: Callable[..., _T], *values: object) -> _T:
+        """As RecordIndex.look, where the writer itself looks."""
+        return work(self._link, *values)
+
     # ------------------------------------------------------------------------------ a group
 
     def stage(
@@ -210,11 +232,16 @@ class State:
         rows: Iterable[StagedRow],
         outcomes: Iterable[Outcome],
         at_microseconds: int,
+        arrival: ArrivalCursor | None = None,
     ) -> frozenset[str]:
-        """Prepares one engine call; returns which of its ids exist before it. No fsync."""
-        with self._transaction() as link:
+        """Prepares one engine call; returns which of its ids exist before it. No fsync.
+
+        Outcomes and the arrival's cursor count once the call has landed: the next batch to land
+        would make those of one that never did count too, so that settle() must discard them first.
+        """
+        with self.transaction() as link:
             staged, applied = link.execute("SELECT staged, applied FROM router_batch").fetchone()
-            if staged != applied and self._has_outcomes_after(applied):
+            if staged != applied and self._depends_on_more_than(applied):
                 raise StateBroken(f"batch {staged} was neither applied nor settled ({applied})")
             link.execute("DELETE FROM router_staged")
             link.executemany("INSERT INTO router_staged VALUES (?, ?, ?)", rows)
@@ -226,11 +253,13 @@ class State:
                 "INSERT INTO router_outcome VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     (o.request_id, o.index, collection, staged + 1, o.kind,
-                     _packed(sorted(o.slots)), _packed(o.deleted_slots), at_microseconds,
-                     o.digest)
+                     packed(sorted(o.slots)), packed(o.deleted_slots),
+                     o.at_microseconds or at_microseconds, o.digest)
                     for o in outcomes
                 ),
             )  # fmt: skip
+            if arrival is not None:
+                _stage_cursor(link, arrival, staged + 1, applied)
             existing = link.execute(
                 "SELECT s.id FROM router_staged s CROSS JOIN router_record r"
                 " ON r.collection = ? AND r.id = s.id",
@@ -240,29 +269,39 @@ class State:
 
     def land(self) -> None:
         """Ends a staged group that needs no engine call: its outcomes become durable."""
-        with self._transaction(durable=True) as link:
+        with self.transaction(durable=True) as link:
             link.execute("UPDATE router_batch SET applied = staged")
 
     def settle(self) -> bool:
         """After a refusal, a lost engine or at open: did the last group land? If not, forget it."""
-        with self._transaction() as link:
+        with self.transaction() as link:
             staged, applied = link.execute("SELECT staged, applied FROM router_batch").fetchone()
             link.execute("DELETE FROM router_outcome WHERE batch > ?", (applied,))
+            link.execute(
+                "UPDATE router_arrival SET staged_cursor = NULL, staged_batch = 0"
+                " WHERE staged_batch > ?",
+                (applied,),
+            )
             return bool(staged == applied)
 
-    def _has_outcomes_after(self, batch: int) -> bool:
-        sql = "SELECT 1 FROM router_outcome WHERE batch > ? LIMIT 1"
+    def _depends_on_more_than(self, batch: int) -> bool:
+        """Whether something is stored that counts only once a later batch has landed."""
+        sql = (
+            "SELECT 1 FROM router_outcome WHERE batch > ?1"
+            " UNION ALL SELECT 1 FROM router_arrival WHERE staged_batch > ?1 LIMIT 1"
+        )
         return self._link.execute(sql, (batch,)).fetchone() is not None
 
     # ------------------------------------------------------------------------------ outcomes
 
     def remembered(
-        self, collection: int, identities: Sequence[tuple[str, int]]
+        self, collection: int, identities: Sequence[tuple[str, int]], owned: bytes = EVERY_SLOT
     ) -> list[Remembered]:
-        """What is known of each (request id, index)."""
-        return [self._remembered(collection, *identity) for identity in identities]
+        """What is known of each (request id, index); of deleted records, those of slots that are
+        owned: the others' are told by the shard that owns them now."""
+        return [self._remembered(collection, *identity, owned) for identity in identities]
 
-    def _remembered(self, collection: int, request_id: str, index: int) -> Remembered:
+    def _remembered(self, collection: int, request_id: str, index: int, owned: bytes) -> Remembered:
         rows = self._link.execute(
             "SELECT collection, slots, deleted_slots, digest FROM router_outcome"
             " WHERE request_id = ? AND op_index = ?",
@@ -271,13 +310,13 @@ class State:
         mine = [(slots, deleted) for number, slots, deleted, _ in rows if number == collection]
         return Remembered(
             frozenset(slot for slots, _ in mine for slot in unpacked(slots)),
-            sum(len(unpacked(deleted)) for _, deleted in mine),
+            sum(count_owned(deleted, owned) for _, deleted in mine),
             rows[0][3] if rows else None,
         )
 
     def prune_outcomes(self, before_microseconds: int, limit: int) -> int:
         """Forgets at most `limit` outcomes older than that; returns how many."""
-        with self._transaction() as link:
+        with self.transaction() as link:
             gone = link.execute(
                 "DELETE FROM router_outcome WHERE (request_id, op_index, collection, batch) IN ("
                 " SELECT request_id, op_index, collection, batch FROM ("
@@ -288,14 +327,23 @@ class State:
 
     # ------------------------------------------------------------------------------ collections
 
+    def meta(self, key: str) -> str:
+        """What is stored of the shard as a whole under a key; empty if nothing is."""
+        rows = self.rows("SELECT value FROM router_meta WHERE key = ?", key)
+        return str(rows[0][0]) if rows else ""
+
+    def put_meta(self, key: str, value: str) -> None:
+        """Stores that durably."""
+        with self.transaction(durable=True) as link:
+            link.execute("INSERT OR REPLACE INTO router_meta VALUES (?, ?)", (key, value))
+
     def cluster_id(self) -> str:
         """The cluster this directory belongs to; empty if none yet."""
-        row = self._link.execute("SELECT value FROM router_meta WHERE key = 'cluster'").fetchone()
-        return str(row[0]) if row else ""
+        return self.meta("cluster")
 
     def adopt_cluster(self, cluster_id: str) -> None:
         """Durably, and once."""
-        with self._transaction(durable=True) as link:
+        with self.transaction(durable=True) as link:
             link.execute("INSERT INTO router_meta VALUES ('cluster', ?)", (cluster_id,))
 
     def collections(self) -> list[CollectionRow]:
@@ -305,20 +353,25 @@ class State:
 
     def put_collection(self, row: CollectionRow) -> CollectionRow:
         """Stores durably; number 0 takes the next one. Returns what was stored."""
-        with self._transaction(durable=True) as link:
-            (number,) = link.execute(
-                "INSERT INTO router_collection VALUES (nullif(?, 0), ?, ?, ?, ?, ?, ?, ?)"
-                " ON CONFLICT(id) DO UPDATE SET physical = excluded.physical,"
-                " epoch = excluded.epoch, owned = excluded.owned, definition = excluded.definition,"
-                " definition_version = excluded.definition_version, dropped = excluded.dropped"
-                " RETURNING number",
-                astuple(row),
-            ).fetchone()
+        with self.transaction(durable=True) as link:
+            return self.put_row(link, row)
+
+    @staticmethod
+    def put_row(link: sqlite3.Connection, row: CollectionRow) -> CollectionRow:
+        """As put_collection, within a transaction that stores more."""
+        (number,) = link.execute(
+            "INSERT INTO router_collection VALUES (nullif(?, 0), ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT(id) DO UPDATE SET physical = excluded.physical,"
+            " epoch = excluded.epoch, owned = excluded.owned, definition = excluded.definition,"
+            " definition_version = excluded.definition_version, dropped = excluded.dropped"
+            " RETURNING number",
+            astuple(row),
+        ).fetchone()
         return replace(row, number=number)
 
     def purge_records(self, collection: int, limit: int) -> int:
         """Deletes at most `limit` rows of a dropped collection; returns how many there were."""
-        with self._transaction() as link:
+        with self.transaction() as link:
             gone = link.execute(
                 "DELETE FROM router_record WHERE collection = ?1 AND id IN"
                 " (SELECT id FROM router_record WHERE collection = ?1 LIMIT ?2)",
@@ -348,5 +401,26 @@ def unpacked(slots: bytes) -> Sequence[int]:
     return array("H", slots)
 
 
-def _packed(slots: Iterable[int]) -> bytes:
+def count_owned(slots: bytes, owned: bytes) -> int:
+    """How many slots of an outcome's blob are owned: `owned` has 1 or 0 for each slot."""
+    return sum(map(owned.__getitem__, unpacked(slots)))
+
+
+def packed(slots: Iterable[int]) -> bytes:
+    """The inverse of unpacked."""
     return array("H", slots).tobytes()
+
+
+def _stage_cursor(
+    link: sqlite3.Connection, arrival: ArrivalCursor, batch: int, applied: int
+) -> None:
+    """The cursor that was staged before has landed, or was discarded: it makes room."""
+    kept = link.execute(
+        "UPDATE router_arrival SET"
+        " cursor = CASE WHEN staged_cursor IS NOT NULL AND staged_batch <= :applied"
+        "  THEN staged_cursor ELSE cursor END,"
+        " staged_cursor = :cursor, staged_batch = :batch WHERE move = :move AND ready",
+        {"applied": applied, "batch": batch, **arrival._asdict()},
+    )
+    if kept.rowcount != 1:
+        raise StateBroken(f"no arrival of move {arrival.move} is there to go on")

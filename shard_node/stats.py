@@ -31,6 +31,8 @@ class StatsReader:
             node_version=VERSION,
             data_bytes=self._data_bytes,
             memory_bytes=_memory_of(os.getpid()) + (_memory_of(engine) if engine else 0),
+            memory_limit_bytes=node.memory_limit_bytes,
+            queued_operations=node.queued_operations,
         )
         if node.holdings is None:
             return response

@@ -173,18 +173,22 @@ class ClusterServiceServicer:
 
     def RemoveShard(self, request, context):
         """Forgets a shard that owns nothing; or, said so explicitly, a dead one with all that it owns.
+        `chroma-router up` then stops its node and puts its data directory aside: SHARD_UNAVAILABLE says
+        that only this is left to do, by a repeat.
 
         Errors: NOT_FOUND (SHARD_NOT_FOUND), FAILED_PRECONDITION (SHARD_IN_USE, LAST_SHARD),
-        ABORTED (CONFLICT).
+        UNAVAILABLE (SHARD_UNAVAILABLE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PlanRebalance(self, request, context):
-        """Tells which slots a rebalance would move, and what would come of it. Nothing is changed.
+        """Tells which slots a rebalance would move, and what would come of it. Nothing is changed. Refused
+        where the rebalance would be.
 
-        Errors: UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
+        Errors: NOT_FOUND (SHARD_NOT_FOUND), FAILED_PRECONDITION (NO_ROOM, LAST_SHARD),
+        UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -71,14 +71,18 @@ class ClusterServiceStub:
     """
     RemoveShard: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.RemoveShardRequest, _cluster_pb2.RemoveShardResponse]
     """Forgets a shard that owns nothing; or, said so explicitly, a dead one with all that it owns.
+    `chroma-router up` then stops its node and puts its data directory aside: SHARD_UNAVAILABLE says
+    that only this is left to do, by a repeat.
 
     Errors: NOT_FOUND (SHARD_NOT_FOUND), FAILED_PRECONDITION (SHARD_IN_USE, LAST_SHARD),
-    ABORTED (CONFLICT).
+    UNAVAILABLE (SHARD_UNAVAILABLE).
     """
     PlanRebalance: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.PlanRebalanceRequest, _cluster_pb2.PlanRebalanceResponse]
-    """Tells which slots a rebalance would move, and what would come of it. Nothing is changed.
+    """Tells which slots a rebalance would move, and what would come of it. Nothing is changed. Refused
+    where the rebalance would be.
 
-    Errors: UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
+    Errors: NOT_FOUND (SHARD_NOT_FOUND), FAILED_PRECONDITION (NO_ROOM, LAST_SHARD),
+    UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
     """
     StartRebalance: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.StartRebalanceRequest, _cluster_pb2.StartRebalanceResponse]
     """Begins to move slots until each shard has its even share of each collection's records.
@@ -157,14 +161,18 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     """
     RemoveShard: _aio.UnaryUnaryMultiCallable[_cluster_pb2.RemoveShardRequest, _cluster_pb2.RemoveShardResponse]  # type: ignore[assignment]
     """Forgets a shard that owns nothing; or, said so explicitly, a dead one with all that it owns.
+    `chroma-router up` then stops its node and puts its data directory aside: SHARD_UNAVAILABLE says
+    that only this is left to do, by a repeat.
 
     Errors: NOT_FOUND (SHARD_NOT_FOUND), FAILED_PRECONDITION (SHARD_IN_USE, LAST_SHARD),
-    ABORTED (CONFLICT).
+    UNAVAILABLE (SHARD_UNAVAILABLE).
     """
     PlanRebalance: _aio.UnaryUnaryMultiCallable[_cluster_pb2.PlanRebalanceRequest, _cluster_pb2.PlanRebalanceResponse]  # type: ignore[assignment]
-    """Tells which slots a rebalance would move, and what would come of it. Nothing is changed.
+    """Tells which slots a rebalance would move, and what would come of it. Nothing is changed. Refused
+    where the rebalance would be.
 
-    Errors: UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
+    Errors: NOT_FOUND (SHARD_NOT_FOUND), FAILED_PRECONDITION (NO_ROOM, LAST_SHARD),
+    UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
     """
     StartRebalance: _aio.UnaryUnaryMultiCallable[_cluster_pb2.StartRebalanceRequest, _cluster_pb2.StartRebalanceResponse]  # type: ignore[assignment]
     """Begins to move slots until each shard has its even share of each collection's records.
@@ -282,9 +290,11 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.RemoveShardResponse, _abc.Awaitable[_cluster_pb2.RemoveShardResponse]]:
         """Forgets a shard that owns nothing; or, said so explicitly, a dead one with all that it owns.
+        `chroma-router up` then stops its node and puts its data directory aside: SHARD_UNAVAILABLE says
+        that only this is left to do, by a repeat.
 
         Errors: NOT_FOUND (SHARD_NOT_FOUND), FAILED_PRECONDITION (SHARD_IN_USE, LAST_SHARD),
-        ABORTED (CONFLICT).
+        UNAVAILABLE (SHARD_UNAVAILABLE).
         """
 
     @_abc_1.abstractmethod
@@ -293,9 +303,11 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_pb2.PlanRebalanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.PlanRebalanceResponse, _abc.Awaitable[_cluster_pb2.PlanRebalanceResponse]]:
-        """Tells which slots a rebalance would move, and what would come of it. Nothing is changed.
+        """Tells which slots a rebalance would move, and what would come of it. Nothing is changed. Refused
+        where the rebalance would be.
 
-        Errors: UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
+        Errors: NOT_FOUND (SHARD_NOT_FOUND), FAILED_PRECONDITION (NO_ROOM, LAST_SHARD),
+        UNAVAILABLE (SHARD_UNAVAILABLE, ENGINE_STARTING, ENGINE_FAILED).
         """
 
     @_abc_1.abstractmethod

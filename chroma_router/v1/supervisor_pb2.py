@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!chroma_router/v1/supervisor.proto\x12\x10\x63hroma_router.v1\"!\n\x11StartShardRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x12StartShardResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\" \n\x10StopShardRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"&\n\x11StopShardResponse\x12\x11\n\tdirectory\x18\x01 \x01(\t2\xc2\x01\n\x11SupervisorService\x12W\n\nStartShard\x12#.chroma_router.v1.StartShardRequest\x1a$.chroma_router.v1.StartShardResponse\x12T\n\tStopShard\x12\".chroma_router.v1.StopShardRequest\x1a#.chroma_router.v1.StopShardResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!chroma_router/v1/supervisor.proto\x12\x10\x63hroma_router.v1\"0\n\x11StartShardRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05known\x18\x02 \x03(\t\"3\n\x12StartShardResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\" \n\x10StopShardRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"&\n\x11StopShardResponse\x12\x11\n\tdirectory\x18\x01 \x01(\t2\xc2\x01\n\x11SupervisorService\x12W\n\nStartShard\x12#.chroma_router.v1.StartShardRequest\x1a$.chroma_router.v1.StartShardResponse\x12T\n\tStopShard\x12\".chroma_router.v1.StopShardRequest\x1a#.chroma_router.v1.StopShardResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,13 +32,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'chroma_router.v1.supervisor
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STARTSHARDREQUEST']._serialized_start=55
-  _globals['_STARTSHARDREQUEST']._serialized_end=88
-  _globals['_STARTSHARDRESPONSE']._serialized_start=90
-  _globals['_STARTSHARDRESPONSE']._serialized_end=141
-  _globals['_STOPSHARDREQUEST']._serialized_start=143
-  _globals['_STOPSHARDREQUEST']._serialized_end=175
-  _globals['_STOPSHARDRESPONSE']._serialized_start=177
-  _globals['_STOPSHARDRESPONSE']._serialized_end=215
-  _globals['_SUPERVISORSERVICE']._serialized_start=218
-  _globals['_SUPERVISORSERVICE']._serialized_end=412
+  _globals['_STARTSHARDREQUEST']._serialized_end=103
+  _globals['_STARTSHARDRESPONSE']._serialized_start=105
+  _globals['_STARTSHARDRESPONSE']._serialized_end=156
+  _globals['_STOPSHARDREQUEST']._serialized_start=158
+  _globals['_STOPSHARDREQUEST']._serialized_end=190
+  _globals['_STOPSHARDRESPONSE']._serialized_start=192
+  _globals['_STOPSHARDRESPONSE']._serialized_end=230
+  _globals['_SUPERVISORSERVICE']._serialized_start=233
+  _globals['_SUPERVISORSERVICE']._serialized_end=427
 # @@protoc_insertion_point(module_scope)

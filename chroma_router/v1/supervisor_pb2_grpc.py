@@ -52,7 +52,8 @@ class SupervisorServiceServicer:
     """
 
     def StartShard(self, request, context):
-        """Makes a data directory for a new shard and starts its node. Idempotent for a name.
+        """Makes a data directory for a new shard, starts its node and waits until it serves. Idempotent for
+        a name; and without one, since a shard that was made and never became known is taken first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,7 +34,9 @@ class SupervisorServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SupervisorServiceAsyncStub: ...
     StartShard: _grpc.UnaryUnaryMultiCallable[_supervisor_pb2.StartShardRequest, _supervisor_pb2.StartShardResponse]
-    """Makes a data directory for a new shard and starts its node. Idempotent for a name."""
+    """Makes a data directory for a new shard, starts its node and waits until it serves. Idempotent for
+    a name; and without one, since a shard that was made and never became known is taken first.
+    """
     StopShard: _grpc.UnaryUnaryMultiCallable[_supervisor_pb2.StopShardRequest, _supervisor_pb2.StopShardResponse]
     """Stops the node of a shard that was removed and puts its data directory aside. Idempotent."""
 
@@ -44,7 +46,9 @@ class SupervisorServiceAsyncStub(SupervisorServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     StartShard: _aio.UnaryUnaryMultiCallable[_supervisor_pb2.StartShardRequest, _supervisor_pb2.StartShardResponse]  # type: ignore[assignment]
-    """Makes a data directory for a new shard and starts its node. Idempotent for a name."""
+    """Makes a data directory for a new shard, starts its node and waits until it serves. Idempotent for
+    a name; and without one, since a shard that was made and never became known is taken first.
+    """
     StopShard: _aio.UnaryUnaryMultiCallable[_supervisor_pb2.StopShardRequest, _supervisor_pb2.StopShardResponse]  # type: ignore[assignment]
     """Stops the node of a shard that was removed and puts its data directory aside. Idempotent."""
 
@@ -57,7 +61,9 @@ class SupervisorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _supervisor_pb2.StartShardRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_supervisor_pb2.StartShardResponse, _abc.Awaitable[_supervisor_pb2.StartShardResponse]]:
-        """Makes a data directory for a new shard and starts its node. Idempotent for a name."""
+        """Makes a data directory for a new shard, starts its node and waits until it serves. Idempotent for
+        a name; and without one, since a shard that was made and never became known is taken first.
+        """
 
     @_abc_1.abstractmethod
     def StopShard(

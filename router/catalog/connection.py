@@ -64,17 +64,17 @@ class Connection:
         """Runs `job` in a transaction that sees one state of the catalog."""
         return await self._run("BEGIN", job)
 
-    async def write(self, job: Job[_T]) -> _T:
+    async def write(self, job: Job[_T], *, counts: bool = True) -> _T:
         """Runs `job` in a transaction of its own: nobody else writes meanwhile, in any process.
 
         What it wrote is on the disk when this returns; nothing of it if `job` raises. A transaction
-        that wrote anything raises the catalog's revision.
+        that wrote anything raises the catalog's revision, unless it `counts` for nobody else.
         """
 
         def counted(db: sqlite3.Connection) -> _T:
             before = db.total_changes
             result = job(db)
-            if db.total_changes != before:
+            if counts and db.total_changes != before:
                 db.execute("UPDATE cluster SET revision = revision + 1")
             return result
 
@@ -102,7 +102,7 @@ class Connection:
                 # Another router may be first; its catalog is the catalog.
                 with contextlib.suppress(FileExistsError):
                     schema.create(self.path)
-            self._db = schema.connect(self.path)
+            self._db = schema.connect(self.path, to_write=True)
             self._inode = self._present_inode()
         except sqlite3.Error as error:
             raise self._translated(error) from error

@@ -6,14 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chroma_router.wire.errors import ClusterError, NotAllowed, Reason
-from router.catalog import codec, schema
+from router.catalog import codec, move_rows, schema, shard_rows
 from router.core.model import CollectionEntry, CollectionState, DimensionState
 
 
 def check(path: Path) -> list[str]:
-    """What is wrong with the catalog at `path`; empty if it is sound. Changes nothing."""
+    """What is wrong with the catalog at `path`; empty if it is sound. Changes nothing.
+
+    One of an older format is sound as it is: the next router that opens it upgrades it.
+    """
     try:
-        db = schema.connect(path)
+        db = schema.connect(path, to_write=False)
     except ClusterError as error:
         return [error.message]
     except sqlite3.Error as error:
@@ -29,7 +32,7 @@ def backup(path: Path, to: Path) -> None:
     """
 
     def copy(target: sqlite3.Connection) -> None:
-        with contextlib.closing(schema.connect(path)) as source:
+        with contextlib.closing(schema.connect(path, to_write=False)) as source:
             source.backup(target)
         problems = _problems(target)
         if problems:
@@ -39,6 +42,16 @@ def backup(path: Path, to: Path) -> None:
         schema.publish(to, copy)
     except FileExistsError:
         raise overwrites(to) from None
+
+
+def outdated(path: Path) -> int | None:
+    """The format of a catalog that the next router will upgrade; None for one of this format.
+
+    Raises NotAllowed for what is no catalog.
+    """
+    with contextlib.closing(schema.connect(path, to_write=False)) as db:
+        found = schema.format_of(db)
+    return None if found == schema.FORMAT else found
 
 
 def overwrites(path: Path) -> NotAllowed:
@@ -82,6 +95,11 @@ def _find_problems(db: sqlite3.Connection) -> Iterator[str]:
         if entry is not None:
             for problem in _entry_problems(entry, databases, shards):
                 yield f"collection {collection_id} [{entry.name}]: {problem}"
+    if schema.format_of(db) != schema.FORMAT_BEFORE_MOVES:
+        try:
+            yield from _move_problems(db, shards)
+        except schema.CorruptRow as error:
+            yield str(error)
 
 
 def _entry_problems(
@@ -102,3 +120,24 @@ def _entry_problems(
             f"{entry.dimension_joiners} writes claim its dimension, which is"
             f" {entry.dimension_state.value}"
         )
+
+
+def _move_problems(db: sqlite3.Connection, shards: set[str]) -> Iterator[str]:
+    move_rows.select_lease(db)
+    shard_rows.select_shards(db)
+    ended = {rebalance.id: rebalance.ended for rebalance in move_rows.all_rebalances(db)}
+    living = db.execute("SELECT id FROM collections WHERE state <> 'deleting'")
+    collections = {collection_id for (collection_id,) in living}
+    taken: dict[tuple[str, int], str] = {}
+    for move in move_rows.unended_moves(db):
+        name = f"move {move.id}"
+        if ended.get(move.rebalance_id):
+            yield f"{name} has not ended, its rebalance {move.rebalance_id} has"
+        for shard in (move.source, move.target):
+            if shard not in shards:
+                yield f"orphan: {name} names shard {shard!r}, which the catalog does not know"
+        if move.collection_id not in collections:
+            yield f"orphan: {name} is of collection {move.collection_id}, which is not there"
+        others = {taken.setdefault((move.collection_id, slot), move.id) for slot in move.slots}
+        for other in sorted(others - {move.id}):
+            yield f"{name} has slots of collection {move.collection_id} that move {other} has too"

@@ -1,7 +1,23 @@
 """Makes a lost catalog again from what the nodes hold, and tells when a catalog is behind them.
 
 `rebuild` and `behind` are pure. What no node knows is not rebuilt: tenants and databases without
-collections, and changes that had reached no node.
+collections, changes that had reached no node, and moves: those that were under way are begun anew.
+
+Who owns a slot. A switch reaches the nodes one after the other, so when the catalog is lost some
+know the newest epoch and some an older one. Of each slot the claim at the highest epoch counts:
+
+  * The target has learnt the switch, the source has not: the target's claim is the higher one. The
+    source, fenced since before the switch, has answered nothing for these slots meanwhile.
+  * Neither has learnt it, a third shard has: nobody claims the slots at the new epoch, and the
+    source keeps them. A node stores its ownership durably before it answers anything by it, so the
+    target has acknowledged nothing at the new epoch; and the source still has every record, since
+    it is trimmed only after both have learnt the switch.
+  * The source alone has learnt it: nobody claims the slots at any epoch, which is a problem here.
+    (A mover tells the target first; only another router's message can come to the source before.)
+
+Holdings do not tell of fences. So every collection begins again one epoch above the highest that a
+node knows: each fence was for an epoch at most that high, and the new ownership lifts it. Nor can
+the lost catalog have had another map at that epoch which a node has heard of.
 """
 
 import sqlite3
@@ -15,7 +31,7 @@ from chroma_router.v1.shard_pb2 import ListHoldingsResponse
 from chroma_router.v1.types_pb2 import Collection
 from chroma_router.wire.records import metadata_from_wire
 from chroma_router.wire.slots import SLOT_BITMAP_BYTES, SLOT_COUNT, slots_from_bitmap
-from router.catalog import codec, schema
+from router.catalog import codec, schema, shard_rows
 from router.catalog.maintenance import overwrites
 from router.core.model import (
     CollectionEntry,
@@ -53,8 +69,8 @@ class RebuiltCatalog:
 def rebuild(nodes: Mapping[str, NodeHoldings]) -> RebuiltCatalog | list[str]:
     """The catalog that the nodes, by shard name, hold together; or why there is none.
 
-    Of each collection the highest epoch counts, and its owned slots must be all slots, each once;
-    of the definitions the newest.
+    Of each slot the claim at the highest epoch counts, and every slot must be claimed, at no epoch
+    by two; of the definitions the newest counts.
     """
     problems = list(_node_problems(nodes))
     # Shard by shard in the order of names, so that the result depends on nothing else.
@@ -63,9 +79,10 @@ def rebuild(nodes: Mapping[str, NodeHoldings]) -> RebuiltCatalog | list[str]:
         for holding in nodes[shard].holdings:
             told.setdefault(holding.definition.collection.id, {})[shard] = holding
     collections: list[CollectionEntry] = []
+    notes: list[str] = []
     for collection_id in sorted(told):
         try:
-            entry = _collection(told[collection_id])
+            entry = _collection(told[collection_id], notes)
         except _Problem as problem:
             problems.append(f"collection {collection_id}: {problem}")
         else:
@@ -73,7 +90,6 @@ def rebuild(nodes: Mapping[str, NodeHoldings]) -> RebuiltCatalog | list[str]:
     databases = _databases(collections, problems)
     if problems:
         return problems
-    notes: list[str] = []
     return RebuiltCatalog(
         cluster_id=next(node.cluster_id for node in nodes.values() if node.cluster_id),
         shards=[ShardEntry(name, nodes[name].address, version=1) for name in sorted(nodes)],
@@ -84,7 +100,7 @@ def rebuild(nodes: Mapping[str, NodeHoldings]) -> RebuiltCatalog | list[str]:
 
 
 def write_rebuilt(path: Path, rebuilt: RebuiltCatalog) -> None:
-    """Writes a rebuilt catalog as a new file, epochs and versions kept. NotAllowed if it exists."""
+    """Writes a rebuilt catalog as a new file, as it is. Raises NotAllowed if the file exists."""
 
     def fill(db: sqlite3.Connection) -> None:
         tenants = sorted({database.tenant for database in rebuilt.databases})
@@ -93,10 +109,8 @@ def write_rebuilt(path: Path, rebuilt: RebuiltCatalog) -> None:
             "INSERT INTO databases (id, name, tenant) VALUES (?, ?, ?)",
             [(database.id, database.name, database.tenant) for database in rebuilt.databases],
         )
-        db.executemany(
-            "INSERT INTO shards (name, address, version) VALUES (?, ?, ?)",
-            [(shard.name, shard.address, shard.version) for shard in rebuilt.shards],
-        )
+        for shard in rebuilt.shards:
+            shard_rows.insert_shard(db, shard)
         for entry in rebuilt.collections:
             codec.insert_collection(db, entry)
 
@@ -157,7 +171,9 @@ def _node_problems(nodes: Mapping[str, NodeHoldings]) -> Iterator[str]:
             yield f"{count} shards are given with the address {address}"
 
 
-def _collection(told: Mapping[str, ListHoldingsResponse]) -> CollectionEntry | None:
+def _collection(
+    told: Mapping[str, ListHoldingsResponse], notes: list[str]
+) -> CollectionEntry | None:
     """One collection, from what each shard tells of it; None if all who knew it have dropped it."""
     held = {shard: holding for shard, holding in told.items() if not holding.dropped}
     if not held:
@@ -183,7 +199,7 @@ def _collection(told: Mapping[str, ListHoldingsResponse]) -> CollectionEntry | N
         dimension_joiners=0,
         placement_shards=collection.placement_shards,
         created_at=newest.created_at,
-        slot_map=_slot_map_to_drop(told) if deleting else _slot_map(held),
+        slot_map=_slot_map_to_drop(told) if deleting else _slot_map(held, notes),
         state=CollectionState.DELETING if deleting else CollectionState.ACTIVE,
         version=newest.version,
     )
@@ -207,32 +223,33 @@ def _dimension(held: Mapping[str, ListHoldingsResponse]) -> int | None:
     return found.pop() if found else None
 
 
-def _slot_map(held: Mapping[str, ListHoldingsResponse]) -> SlotMap:
-    epoch = max(holding.definition.collection.epoch for holding in held.values())
-    owners = [""] * SLOT_COUNT
+def _slot_map(held: Mapping[str, ListHoldingsResponse], notes: list[str]) -> SlotMap:
+    newest = max(holding.definition.collection.epoch for holding in held.values())
+    claims: dict[tuple[int, int], str] = {}
+    owners, epochs = [""] * SLOT_COUNT, [0] * SLOT_COUNT
     for shard, holding in held.items():
-        if holding.definition.collection.epoch != epoch:
-            continue
+        epoch = holding.definition.collection.epoch
         for slot in slots_from_bitmap(holding.owned_slots):
             # Invariant 1: in each epoch one owner for every slot.
-            if owners[slot]:
-                raise _Problem(
-                    f"slot {slot} is owned by both {owners[slot]} and {shard} at epoch {epoch}"
-                )
-            owners[slot] = shard
-    missing = owners.count("")
-    if missing:
-        older = [
-            f"{shard} (epoch {holding.definition.collection.epoch})"
-            for shard, holding in held.items()
-            if holding.definition.collection.epoch != epoch
-        ]
+            other = claims.setdefault((epoch, slot), shard)
+            if other != shard:
+                raise _Problem(f"slot {slot} is owned by both {other} and {shard} at epoch {epoch}")
+            if epoch > epochs[slot]:
+                owners[slot], epochs[slot] = shard, epoch
+    if missing := owners.count(""):
         raise _Problem(
-            f"{missing} of {SLOT_COUNT} slots have no owner at epoch {epoch} among {sorted(held)}"
-            + (f"; {', '.join(older)} did not learn that epoch" if older else "")
-            + "; is a shard missing?"
+            f"{missing} of {SLOT_COUNT} slots have no owner among {sorted(held)}, whose newest"
+            f" epoch is {newest}; is a shard missing?"
         )
-    return SlotMap(epoch, tuple(owners))
+    older = Counter(owner for owner, epoch in zip(owners, epochs, strict=True) if epoch < newest)
+    if older:
+        name = next(iter(held.values())).definition.collection.name
+        parts = ", ".join(f"{shard} {count} slots" for shard, count in sorted(older.items()))
+        notes.append(
+            f"of collection [{name}] these keep slots of an epoch before {newest}, the newest one:"
+            f" {parts}; that is right if every shard of the cluster was named"
+        )
+    return SlotMap(newest + 1, tuple(owners))
 
 
 def _slot_map_to_drop(told: Mapping[str, ListHoldingsResponse]) -> SlotMap:

@@ -5,14 +5,22 @@ linked. So a half-made catalog is never found, and an existing one is never over
 opens a catalog file passes through `connect`, which refuses what it cannot read safely.
 
     cluster       one row: the cluster's id, and `revision`, +1 with each transaction that writes
+                  anything but a mover's signs of life
     tenants       hold databases
     databases     hold collections
-    shards        name -> address
+    shards        name -> address, role
     collections   with their slot maps. `home` is the database in which the collection takes up its
                   name: NULL once it is being deleted, and so its name is free for another one, and
                   its database may go, while the row stays until every node has dropped it.
+    rebalances    the newest and some before it. `unended` lets only one be there that has not
+                  ended. `failure` is why it gave up; `problem` tells besides what passes.
+    moves         of a rebalance, with how far they have come
+    lease         one row: which router is the mover
 
 `version` is the row version of the compare-and-swap: +1 with each change of the row.
+
+A catalog of format 1 lacks shards.role and the last three tables. Who opens it to write brings it
+to this format; who only reads takes it as it is.
 """
 
 import contextlib
@@ -26,7 +34,9 @@ from urllib.parse import quote
 from chroma_router.wire.errors import NotAllowed, Reason
 
 APPLICATION_ID = 0x43685274  # "ChRt"
-FORMAT = 1
+FORMAT = 2
+FORMAT_BEFORE_MOVES = 1
+"""The format of the first versions: upgraded where it is opened to write."""
 
 DEFAULT_TENANT = "default_tenant"
 DEFAULT_DATABASE = "default_database"
@@ -52,7 +62,8 @@ CREATE TABLE databases (
 CREATE TABLE shards (
     name    TEXT PRIMARY KEY,
     address TEXT NOT NULL UNIQUE,
-    version INTEGER NOT NULL
+    version INTEGER NOT NULL,
+    role    TEXT NOT NULL DEFAULT 'active'
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE collections (
     id                 TEXT PRIMARY KEY,
@@ -77,6 +88,56 @@ CREATE TABLE collections (
 ) STRICT;
 """
 
+_MOVE_TABLES = """
+CREATE TABLE rebalances (
+    number             INTEGER PRIMARY KEY,
+    id                 TEXT NOT NULL UNIQUE,
+    kind               TEXT NOT NULL,
+    subject            TEXT NOT NULL,
+    placement_before   INTEGER NOT NULL,
+    state              TEXT NOT NULL,
+    records_per_second INTEGER NOT NULL,
+    query_agreement    REAL NOT NULL,
+    problem            TEXT NOT NULL,
+    started_at         INTEGER NOT NULL,
+    ended_at           INTEGER NOT NULL,
+    version            INTEGER NOT NULL,
+    failure            TEXT NOT NULL DEFAULT '',
+    unended INTEGER GENERATED ALWAYS
+         AS (CASE WHEN state IN ('running', 'paused', 'cancelling') THEN 1 END) STORED UNIQUE
+) STRICT;
+CREATE TABLE moves (
+    id            TEXT PRIMARY KEY,
+    rebalance_id  TEXT NOT NULL REFERENCES rebalances (id) ON DELETE CASCADE,
+    number        INTEGER NOT NULL,
+    collection_id TEXT NOT NULL,
+    source        TEXT NOT NULL,
+    target        TEXT NOT NULL,
+    slots         BLOB NOT NULL,
+    stage         TEXT NOT NULL,
+    next_epoch    INTEGER NOT NULL,
+    records       INTEGER NOT NULL,
+    bytes         INTEGER NOT NULL,
+    problem       TEXT NOT NULL,
+    version       INTEGER NOT NULL,
+    copied_records           INTEGER NOT NULL DEFAULT 0,
+    compared_records         INTEGER NOT NULL DEFAULT 0,
+    trimmed_records          INTEGER NOT NULL DEFAULT 0,
+    copy_microseconds        INTEGER NOT NULL DEFAULT 0,
+    write_pause_microseconds INTEGER NOT NULL DEFAULT 0,
+    read_pause_microseconds  INTEGER NOT NULL DEFAULT 0,
+    progress_problem         TEXT NOT NULL DEFAULT '',
+    UNIQUE (rebalance_id, number)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE lease (
+    only_row   INTEGER PRIMARY KEY CHECK (only_row = 1),
+    holder     TEXT NOT NULL,
+    token      INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL
+) STRICT;
+INSERT INTO lease VALUES (1, '', 0, 0);
+"""
+
 
 class CorruptRow(Exception):
     """A row that the catalog cannot have written."""
@@ -98,10 +159,11 @@ def unusable(path: Path, why: str) -> NotAllowed:
     )
 
 
-def connect(path: Path) -> sqlite3.Connection:
+def connect(path: Path, *, to_write: bool) -> sqlite3.Connection:
     """Opens the catalog at `path` for this thread, durable and verified; the caller closes it.
 
-    Raises NotAllowed for a file that is not a sound catalog of this format, and sqlite3.Error for
+    One of an older format is upgraded if it is opened `to_write`, else left as it is. Raises
+    NotAllowed for a file that is not a sound catalog of a format known here, and sqlite3.Error for
     what may pass (a lock held by another process).
     """
     if not path.is_file():
@@ -116,6 +178,8 @@ def connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA foreign_keys = ON")
+        if to_write and format_of(db) != FORMAT:
+            _upgrade(db)
     except BaseException:
         db.close()
         raise
@@ -133,8 +197,7 @@ def create(
         # Lasts: it is written into the file, so that every connection finds it in WAL mode.
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("BEGIN IMMEDIATE")
-        for statement in _TABLES.split(";\n"):
-            db.execute(statement)
+        _execute(db, _TABLES + _MOVE_TABLES)
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         db.execute(f"PRAGMA user_version = {FORMAT}")
         db.execute("INSERT INTO cluster VALUES (1, ?, 1)", (cluster_id or str(uuid.uuid4()),))
@@ -144,6 +207,12 @@ def create(
         db.execute("COMMIT")
 
     publish(path, build)
+
+
+def format_of(db: sqlite3.Connection) -> int:
+    """The format of an open catalog."""
+    found: int = db.execute("PRAGMA user_version").fetchone()[0]
+    return found
 
 
 def ensure_defaults(db: sqlite3.Connection) -> None:
@@ -192,7 +261,7 @@ def publish(path: Path, build: Callable[[sqlite3.Connection], None]) -> None:
 def _verify(db: sqlite3.Connection, path: Path) -> None:
     try:
         application = db.execute("PRAGMA application_id").fetchone()[0]
-        found = db.execute("PRAGMA user_version").fetchone()[0]
+        found = format_of(db)
         if application != APPLICATION_ID:
             raise unusable(path, "is not a catalog of chroma-router")
         if found > FORMAT:
@@ -202,7 +271,7 @@ def _verify(db: sqlite3.Connection, path: Path) -> None:
                 Reason.CATALOG_UNUSABLE,
                 metadata={"catalog": str(path)},
             )
-        if found != FORMAT:
+        if found not in (FORMAT_BEFORE_MOVES, FORMAT):
             raise unusable(path, f"has format {found}, which no version has written")
         # Milliseconds, and damage is found before anything is decided on it.
         verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -213,6 +282,31 @@ def _verify(db: sqlite3.Connection, path: Path) -> None:
         if is_damage(error):
             raise unusable(path, f"cannot be read as a database ({error})") from error
         raise
+
+
+def _upgrade(db: sqlite3.Connection) -> None:
+    """Brings a catalog of format 1 to this format, in one transaction.
+
+    Of several routers that come at once the first does it; the others wait and find it done.
+    """
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        if format_of(db) == FORMAT_BEFORE_MOVES:
+            db.execute("ALTER TABLE shards ADD COLUMN role TEXT NOT NULL DEFAULT 'active'")
+            _execute(db, _MOVE_TABLES)
+            db.execute(f"PRAGMA user_version = {FORMAT}")
+            db.execute("UPDATE cluster SET revision = revision + 1")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _execute(db: sqlite3.Connection, statements: str) -> None:
+    """Runs statements one by one: `executescript` would end the transaction first."""
+    for statement in statements.split(";\n"):
+        db.execute(statement)
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:

@@ -1,5 +1,7 @@
 """The catalog: tenants, databases, collections with their slot maps, shards. The only truth.
 
+Moves, and who carries them out, are in move_store.py (`Catalog.moves`).
+
 Several routers share one file. Each method is one transaction, and those that write are serialized
 over all processes (BEGIN IMMEDIATE), so a method's reads hold until its writes are in. What was
 decided before the call, on an entry read earlier, is guarded by compare-and-swap: the caller passes
@@ -10,6 +12,7 @@ its method returns.
 import dataclasses
 import sqlite3
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -19,16 +22,18 @@ from chroma_router.wire.errors import (
     Reason,
     Stale,
 )
-from router.catalog import codec, schema
+from router.catalog import codec, lost_shard, move_changes, schema, shard_rows
 from router.catalog import dimension as dimension_rules
 from router.catalog.codec import Metadata, NewCollection
 from router.catalog.connection import Connection
+from router.catalog.move_store import MoveStore
 from router.core.model import (
     CollectionEntry,
     CollectionState,
     DatabaseEntry,
     DimensionState,
     ShardEntry,
+    ShardRole,
 )
 from router.core.slot_map import SlotMap
 
@@ -45,6 +50,7 @@ class Catalog:
     def __init__(self, connection: Connection, cluster_id: str) -> None:
         self._connection = connection
         self.cluster_id = cluster_id
+        self.moves = MoveStore(connection)
 
     @classmethod
     async def open(cls, path: Path, *, create: bool = True) -> Self:
@@ -157,7 +163,7 @@ class Catalog:
         """Makes a collection; with `get_or_create` one that exists is returned as it is, and False.
 
         Raises AlreadyExists; NotFound for the database; Stale (CONFLICT) if the slot map names a
-        shard that the catalog does not know (any more).
+        shard that the catalog does not know (any more), or that is being drained.
         """
 
         def create(db: sqlite3.Connection) -> tuple[CollectionEntry, bool]:
@@ -171,7 +177,7 @@ class Catalog:
                 if get_or_create:
                     return present, False
                 raise _collection_exists(new.name)
-            _check_shards(db, new.slot_map)
+            shard_rows.check_active(db, new.slot_map.shards)
             entry = new.entry(database.id)
             codec.insert_collection(db, entry)
             return entry, True
@@ -255,6 +261,20 @@ class Catalog:
 
         return await self._connection.write(update)
 
+    async def set_placement(
+        self, expected: CollectionEntry, placement_shards: int
+    ) -> CollectionEntry:
+        """Says on how many shards a collection is placed, 0 for all; moves nothing.
+
+        Raises Stale (CONFLICT), NotFound.
+        """
+
+        def change(db: sqlite3.Connection) -> CollectionEntry:
+            entry = _unchanged(db, expected)
+            return _change(db, entry, dataclasses.replace(entry, placement_shards=placement_shards))
+
+        return await self._connection.write(change)
+
     async def replace_slot_map(
         self, expected: CollectionEntry, slot_map: SlotMap
     ) -> CollectionEntry:
@@ -267,16 +287,16 @@ class Catalog:
 
         def replace(db: sqlite3.Connection) -> CollectionEntry:
             entry = _unchanged(db, expected)
-            _check_shards(db, slot_map)
+            shard_rows.check_known(db, slot_map.shards)
             return codec.update_collection(db, dataclasses.replace(entry, slot_map=slot_map))
 
         return await self._connection.write(replace)
 
     async def begin_delete(self, collection_id: str) -> CollectionEntry:
-        """Gives the collection up: its name is free, its epoch one higher. Idempotent.
+        """Gives the collection up: its name is free, its epoch one higher, its moves end.
 
-        The caller tells every node to drop it, then calls finish_delete. Raises NotFound when that
-        has happened already.
+        Idempotent. The caller tells every node to drop it, then calls finish_delete. Raises
+        NotFound when that has happened already.
         """
 
         def begin(db: sqlite3.Connection) -> CollectionEntry:
@@ -360,50 +380,55 @@ class Catalog:
 
     async def shards(self) -> list[ShardEntry]:
         """All shards by name."""
-
-        def read(db: sqlite3.Connection) -> list[ShardEntry]:
-            return [ShardEntry(*row) for row in db.execute(f"{_SELECT_SHARD} ORDER BY name")]
-
-        return await self._connection.read(read)
+        return await self._connection.read(shard_rows.select_shards)
 
     async def add_shard(self, name: str, address: str) -> ShardEntry:
         """Makes a shard known. Raises AlreadyExists if the name or the address is taken."""
+        return await self._connection.write(lambda db: shard_rows.add(db, name, address))
 
-        def add(db: sqlite3.Connection) -> ShardEntry:
-            if db.execute("SELECT 1 FROM shards WHERE name = ?", (name,)).fetchone():
-                raise AlreadyExists(f"Shard [{name}] already exists", Reason.SHARD_EXISTS)
-            _check_address_is_free(db, address)
-            entry = ShardEntry(name=name, address=address, version=1)
-            db.execute(
-                "INSERT INTO shards (name, address, version) VALUES (?, ?, ?)",
-                (entry.name, entry.address, entry.version),
-            )
-            return entry
+    async def add_first_shards(self, shards: Sequence[tuple[str, str]]) -> bool:
+        """Makes these shards (name, address) known, all or none; False if there are some already.
 
-        return await self._connection.write(add)
+        Raises AlreadyExists if a name or an address comes twice.
+        """
+
+        def add_all(db: sqlite3.Connection) -> bool:
+            if shard_rows.select_shards(db):
+                return False
+            for name, address in shards:
+                shard_rows.add(db, name, address)
+            return True
+
+        return await self._connection.write(add_all)
 
     async def set_shard_address(self, expected: ShardEntry, address: str) -> ShardEntry:
         """Gives a shard another address. Raises Stale (CONFLICT); AlreadyExists if it is taken."""
+        return await self._connection.write(
+            lambda db: shard_rows.change(db, expected, address=address)
+        )
 
-        def change(db: sqlite3.Connection) -> ShardEntry:
-            row = db.execute(f"{_SELECT_SHARD} WHERE name = ?", (expected.name,)).fetchone()
-            if row is None or ShardEntry(*row) != expected:
-                raise Stale(f"Shard [{expected.name}] has changed meanwhile", Reason.CONFLICT)
-            if address == expected.address:
-                return expected
-            _check_address_is_free(db, address)
-            entry = dataclasses.replace(expected, address=address, version=expected.version + 1)
-            db.execute(
-                "UPDATE shards SET address = ?, version = ? WHERE name = ?",
-                (entry.address, entry.version, entry.name),
-            )
-            return entry
+    async def set_shard_role(self, expected: ShardEntry, role: ShardRole) -> ShardEntry:
+        """Says whether a shard takes new data. Raises Stale (CONFLICT)."""
+        return await self._connection.write(lambda db: shard_rows.change(db, expected, role=role))
 
-        return await self._connection.write(change)
+    async def remove_shard(self, name: str) -> None:
+        """Forgets a shard that nothing is on.
+
+        Raises NotFound (SHARD_NOT_FOUND); NotAllowed: LAST_SHARD if no other takes new data,
+        SHARD_IN_USE if a slot map, a move or a drain that has not ended needs it.
+        """
+        await self._connection.write(lambda db: shard_rows.remove(db, name))
+
+    async def remove_lost_shard(self, name: str) -> list[tuple[CollectionEntry, int]]:
+        """Forgets a shard that is dead for good, and all that it owns (lost_shard.py).
+
+        Returns the collections that lost slots, as they are now, and how many each lost. Raises
+        NotFound (SHARD_NOT_FOUND), NotAllowed (LAST_SHARD) if it is the only one.
+        """
+        return await self._connection.write(lambda db: lost_shard.remove(db, name))
 
 
 _SELECT_DATABASE = "SELECT id, name, tenant FROM databases"
-_SELECT_SHARD = "SELECT name, address, version FROM shards"
 
 
 def _has_tenant(db: sqlite3.Connection, name: str) -> bool:
@@ -446,6 +471,7 @@ def _deleting(db: sqlite3.Connection) -> list[CollectionEntry]:
 
 
 def _give_up(db: sqlite3.Connection, entry: CollectionEntry) -> CollectionEntry:
+    move_changes.end_moves_of(db, entry.id)
     slot_map = dataclasses.replace(entry.slot_map, epoch=entry.slot_map.epoch + 1)
     return codec.update_collection(
         db, dataclasses.replace(entry, state=CollectionState.DELETING, slot_map=slot_map)
@@ -456,21 +482,6 @@ def _change(
     db: sqlite3.Connection, present: CollectionEntry, wanted: CollectionEntry
 ) -> CollectionEntry:
     return present if wanted == present else codec.update_collection(db, wanted)
-
-
-def _check_shards(db: sqlite3.Connection, slot_map: SlotMap) -> None:
-    known = {row[0] for row in db.execute("SELECT name FROM shards")}
-    for shard in slot_map.shards:
-        if shard not in known:
-            raise Stale(f"Shard [{shard}] is not in the catalog", Reason.CONFLICT)
-
-
-def _check_address_is_free(db: sqlite3.Connection, address: str) -> None:
-    row = db.execute("SELECT name FROM shards WHERE address = ?", (address,)).fetchone()
-    if row is not None:
-        raise AlreadyExists(
-            f"Shard [{row[0]}] already has the address {address}", Reason.SHARD_EXISTS
-        )
 
 
 def _no_tenant(name: str) -> NotFound:

@@ -27,6 +27,7 @@ def check(catalog: CatalogOption = Path("catalog.sqlite3"), as_json: JsonOption 
       chroma-router catalog check --catalog ./cluster/catalog.sqlite3
     """
     from router.catalog import check as check_catalog
+    from router.catalog import outdated
 
     if not catalog.exists():
         raise Failed(f"{catalog} does not exist; name the catalog with --catalog FILE")
@@ -43,6 +44,8 @@ def check(catalog: CatalogOption = Path("catalog.sqlite3"), as_json: JsonOption 
         )
     if not as_json:
         print(f"{catalog} is sound")
+        if (found := outdated(catalog)) is not None:
+            print(f"It has the older format {found}; the next router that opens it upgrades it.")
 
 
 @command

@@ -1,4 +1,4 @@
-"""`status`, `shards list`, `version` and `healthcheck`: how a cluster is."""
+"""`status`, `version` and `healthcheck`: how a cluster is."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,15 +12,13 @@ from router.cli.command import (
     command,
     run,
 )
-from router.cli.output import bytes_text, counted, print_json, print_table
+from router.cli.output import counted, print_json, print_table
+from router.cli.shard_table import COLUMNS, NUMERIC, described, print_problems, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from chroma_router.v1 import cluster_pb2
-
-_COLUMNS = ("shard", "state", "records", "share", "data", "memory", "queue")
-_NUMERIC = ("records", "share", "data", "memory", "queue", "shards", "slots")
 
 
 @command
@@ -32,7 +30,7 @@ def status(router: RouterOption = DEFAULT_ROUTER, as_json: JsonOption = False) -
       chroma-router status --router 127.0.0.1:50051
     """
     answer = run(_status(router))
-    shards = _shards(answer.shards)
+    shards = described(answer.shards)
     collections = _collections(answer.shards)
     if as_json:
         print_json(
@@ -52,10 +50,15 @@ def status(router: RouterOption = DEFAULT_ROUTER, as_json: JsonOption = False) -
         f"{counted(answer.collections, 'collection')}, "
         f"router {answer.router_version} up for {answer.uptime_seconds:.0f} s"
     )
-    print_table("shards", _COLUMNS, _rows(shards), numeric=_NUMERIC)
-    _print_problems(shards)
+    print_table("shards", COLUMNS, rows_of(shards), numeric=NUMERIC)
+    print_problems(shards)
     rows = [(c["name"], c["id"], f"{c['records']:,}", str(len(c["shards"]))) for c in collections]
-    print_table("collections", ("collection", "id", "records", "shards"), rows, numeric=_NUMERIC)
+    print_table(
+        "collections",
+        ("collection", "id", "records", "shards"),
+        rows,
+        numeric=("records", "shards"),
+    )
 
 
 async def _status(router: str) -> "cluster_pb2.GetStatusResponse":
@@ -66,80 +69,13 @@ async def _status(router: str) -> "cluster_pb2.GetStatusResponse":
         return await link.call(link.cluster.GetStatus, cluster_pb2.GetStatusRequest())
 
 
-@command
-def list_shards(router: RouterOption = DEFAULT_ROUTER, as_json: JsonOption = False) -> None:
-    """Show the shards: what they hold and how they are.
-
-    \b
-    Example:
-      chroma-router shards list --json
-    """
-    shards = _shards(run(_list_shards(router)).shards)
-    if as_json:
-        print_json({"shards": shards})
-    else:
-        columns = (*_COLUMNS, "address")
-        rows = [(*r, s["address"]) for r, s in zip(_rows(shards), shards, strict=True)]
-        print_table("", columns, rows, numeric=_NUMERIC, long=("address",))
-        _print_problems(shards)
-
-
-async def _list_shards(router: str) -> "cluster_pb2.ListShardsResponse":
-    from chroma_router.v1 import cluster_pb2
-    from router.cli.link import RouterLink
-
-    async with RouterLink(router) as link:
-        return await link.call(link.cluster.ListShards, cluster_pb2.ListShardsRequest())
-
-
-def _shards(shards: "Iterable[cluster_pb2.Shard]") -> list[dict[str, Any]]:
-    from chroma_router.v1.cluster_pb2 import ShardState
-
-    found = list(shards)
-    total = sum(shard.records for shard in found)
-    return [
-        {
-            "name": shard.name,
-            "state": ShardState.Name(shard.state).removeprefix("SHARD_STATE_").lower(),
-            "records": shard.records,
-            "share": shard.records / total if total else 0.0,
-            "data_bytes": shard.data_bytes,
-            "memory_bytes": shard.memory_bytes,
-            "queued_operations": shard.queued_operations,
-            "queued_bytes": shard.queued_bytes,
-            "address": shard.address,
-            "problem": shard.problem,
-        }
-        for shard in found
-    ]
-
-
-def _rows(shards: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    return [
-        (
-            shard["name"],
-            shard["state"],
-            f"{shard['records']:,}",
-            f"{shard['share']:.1%}",
-            bytes_text(shard["data_bytes"]),
-            bytes_text(shard["memory_bytes"]),
-            f"{shard['queued_operations']} ({bytes_text(shard['queued_bytes'])})",
-        )
-        for shard in shards
-    ]
-
-
-def _print_problems(shards: list[dict[str, Any]]) -> None:
-    for shard in shards:
-        if shard["problem"]:
-            print(f"{shard['name']}: {shard['problem']}")
-
-
 def _collections(shards: "Iterable[cluster_pb2.Shard]") -> list[dict[str, Any]]:
     """The collections that the shards hold, by name, with their records on each shard."""
     found: dict[str, dict[str, Any]] = {}
     for shard in shards:
         for part in shard.collections:
+            if not part.slots:  # it has moved away; the node still remembers it
+                continue
             entry = found.setdefault(
                 part.collection_id,
                 {"name": part.name, "id": part.collection_id, "records": 0, "shards": {}},

@@ -17,7 +17,7 @@ from chroma_router.v1 import (
     views_pb2,
 )
 from chroma_router.wire.errors import Unavailable
-from chroma_router.wire.status import from_rpc_error
+from chroma_router.wire.status import carries_details, from_rpc_error
 from router.cli.command import usage
 
 _MAX_MESSAGE_BYTES = 64 << 20
@@ -98,7 +98,7 @@ class RouterLink:
             return await method(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             found = from_rpc_error(error)
-            if isinstance(found, Unavailable) and found.retry_after is None:
+            if isinstance(found, Unavailable) and not carries_details(error):
                 found.message = (
                     f"no router answers at {self.address} ({found.message}); start one with "
                     "`chroma-router up`, or name it with --router HOST:PORT"

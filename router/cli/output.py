@@ -3,10 +3,14 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _STEP = 1024
 _WIDE = 200
+_MINUTE, _HOUR = 60, 3600
 
 
 def print_json(value: Any) -> None:
@@ -25,12 +29,28 @@ def print_table(
 ) -> None:
     """A table on stdout; `numeric` columns are set flush right, only `long` ones may be wrapped."""
     from rich.console import Console
+
+    made = table(title, columns, rows, numeric=numeric, long=long)
+    # Into a file or a pipe: wide enough for every column, so that grep and awk find whole words.
+    width = None if sys.stdout.isatty() else _WIDE
+    Console(file=sys.stdout, highlight=False, width=width).print(made)
+
+
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    numeric: Sequence[str] = (),
+    long: Sequence[str] = (),
+) -> "Table":
+    """The table that print_table prints."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", title_style="bold")
+    made = Table(title=title or None, title_justify="left", title_style="bold")
     for column in columns:
-        table.add_column(
+        made.add_column(
             column,
             justify="right" if column in numeric else "left",
             no_wrap=column not in long,
@@ -38,10 +58,8 @@ def print_table(
         )
     for row in rows:
         # Text, not str: a document with "[bold]" in it is shown as it is.
-        table.add_row(*(Text(cell) for cell in row))
-    # Into a file or a pipe: wide enough for every column, so that grep and awk find whole words.
-    width = None if sys.stdout.isatty() else _WIDE
-    Console(file=sys.stdout, highlight=False, width=width).print(table)
+        made.add_row(*(Text(cell) for cell in row))
+    return made
 
 
 def counted(number: int, word: str) -> str:
@@ -57,6 +75,16 @@ def bytes_text(size: int) -> str:
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= _STEP
     return f"{value:.1f} TiB"
+
+
+def duration_text(seconds: float) -> str:
+    """A time as people read it: 45 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < _MINUTE:
+        return f"{whole} s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE} min {whole % _MINUTE} s"
+    return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
 
 
 def snippet(text: str, width: int = 80) -> str:

@@ -36,11 +36,16 @@ def serve(
             metavar="NAME=ADDRESS", help="A shard and where its node listens; repeat for each."
         ),
     ] = None,
+    supervisor: Annotated[
+        str | None,
+        typer.Option(metavar="unix:PATH", hidden=True, help="Given by `chroma-router up`."),
+    ] = None,
 ) -> None:
     """Run one router. Its nodes are started elsewhere.
 
     Settings come from flags, from the environment (CHROMA_ROUTER_...), from --config; the first
-    wins.
+    wins. A new catalog takes the shards from the flags. Later a flag can only give a known shard
+    another address; more shards join by `chroma-router shards add`.
 
     \b
     Example:
@@ -55,7 +60,9 @@ def serve(
 
     configure_logs()
     try:
-        settings = load_settings(config, {"listen": listen, "catalog": catalog})
+        settings = load_settings(
+            config, {"listen": listen, "catalog": catalog, "supervisor": supervisor}
+        )
     except ClusterError as error:
         raise Failed(error.message) from None
     if not shards and not (settings.catalog.exists() and run(_has_shards(settings.catalog))):
@@ -107,6 +114,12 @@ def up(
     Example:
       chroma-router up --shards 3 --data ./cluster
     """
+    import os
+
+    # Before gRPC is loaded. The supervisor serves over gRPC, and uvloop forks its children: gRPC's
+    # fork handlers crashed some of them (SIGSEGV) before they became what they are to be. Nobody
+    # uses gRPC in a fork here.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from chroma_router.wire.errors import ClusterError
     from router.settings import load_settings
     from router.supervisor.up import up as supervise

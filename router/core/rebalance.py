@@ -52,3 +52,25 @@ class Rebalance:
     ended_at: int
     """The same; 0: it has not ended."""
     version: int
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it is left to do."""
+        return self.state in REBALANCE_ENDED
+
+
+@dataclass(frozen=True, slots=True)
+class MoveProgress:
+    """How far a move has come. For people: nothing is decided by it."""
+
+    copied_records: int = 0
+    """Changed ones are counted each time."""
+    compared_records: int = 0
+    trimmed_records: int = 0
+    copy_microseconds: int = 0
+    """For how long it has been copying."""
+    write_pause_microseconds: int = 0
+    """For how long writes to its slots were held at the switch."""
+    read_pause_microseconds: int = 0
+    problem: str = ""
+    """What stands in its way at this moment."""

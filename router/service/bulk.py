@@ -40,8 +40,9 @@ from router.core.identity import CallIdentity
 from router.core.request_ids import RequestIds
 from router.core.validate import WriteKind
 from router.directory import Directory
+from router.ids import fresh_id
 from router.service.gates import IDLE_SECONDS, Gate
-from router.service.handlers import ANSWER_MARGIN, fresh_id
+from router.service.handlers import ANSWER_MARGIN
 from router.service.records import RecordService
 from router.service.streams import Stream
 from router.write_course import Write

@@ -20,10 +20,9 @@ from chroma_router.wire.errors import (
 )
 from chroma_router.wire.records import metadata_from_wire
 from router.catalog import Catalog, Metadata, NewCollection
-from router.cluster import Cluster
 from router.concurrency import settled
 from router.core import configuration
-from router.core.model import CollectionEntry, DatabaseEntry
+from router.core.model import CollectionEntry, DatabaseEntry, ShardRole
 from router.core.placement import home_shards, placement
 from router.core.schema import with_configuration
 from router.core.slot_map import SlotMap
@@ -56,7 +55,6 @@ class CatalogService:
     def __init__(
         self,
         catalog: Catalog,
-        cluster: Cluster,
         directory: Directory,
         reaper: Reaper,
         tasks: asyncio.TaskGroup,
@@ -64,7 +62,6 @@ class CatalogService:
         default_placement_shards: int = 0,
     ) -> None:
         self._catalog = catalog
-        self._cluster = cluster
         self._directory = directory
         self._reaper = reaper
         self._tasks = tasks
@@ -130,11 +127,6 @@ class CatalogService:
         check_collection_metadata(request.metadata)
         checked_json(request.configuration_json, "configuration_json")
         checked_json(request.schema_json, "schema_json")
-        if not self._cluster.names:
-            raise NotAllowed(
-                "the cluster has no shards; start the router with `--shard NAME=ADDRESS`",
-                Reason.NO_SHARDS,
-            )
         for _ in range(CHANGE_ROUNDS):
             try:
                 entry, created = await self._made(request)
@@ -144,9 +136,14 @@ class CatalogService:
                 gone = error.reason is Reason.COLLECTION_NOT_FOUND
                 if not (request.get_or_create and gone):
                     raise
+            except Stale as error:
+                # A shard that it was to be placed on takes no new data any more.
+                if error.reason is not Reason.CONFLICT:
+                    raise
         else:
             raise Stale(
-                f"collection [{request.name}] kept being deleted by concurrent requests; repeat",
+                f"collection [{request.name}] could not be made: it kept being deleted, or the "
+                "shards being changed, by concurrent requests; repeat",
                 Reason.CONFLICT,
                 retry_after=1.0,
             )
@@ -162,7 +159,7 @@ class CatalogService:
         collection_id = str(uuid.uuid4())
         metadata = _metadata(request.metadata)
         shards = placement(request.placement_shards, metadata, self._default_placement_shards)
-        homes = home_shards(collection_id, self._cluster.names, shards)
+        homes = home_shards(collection_id, await self._active_shards(), shards)
         new = NewCollection(
             id=collection_id,
             name=request.name,
@@ -186,6 +183,20 @@ class CatalogService:
                 # before it could learn the id: as if never made.
                 await self._delete(entry, deadline=0.0)
         return entry, created
+
+    async def _active_shards(self) -> list[str]:
+        """The shards that new collections are placed on. Raises NotAllowed if there is none."""
+        known = await self._catalog.shards()
+        active = [shard.name for shard in known if shard.role is ShardRole.ACTIVE]
+        if not active:
+            raise NotAllowed(
+                "all shards of the cluster are being drained; add one with "
+                "`chroma-router shards add`"
+                if known
+                else "the cluster has no shards; start the router with `--shard NAME=ADDRESS`",
+                Reason.NO_SHARDS,
+            )
+        return active
 
     async def get_collection(
         self, request: catalog_pb2.GetCollectionRequest, _deadline: float

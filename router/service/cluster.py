@@ -1,17 +1,22 @@
-"""ClusterService: what an operator asks of a cluster, and a client before it begins."""
+"""ClusterService: what an operator asks of a cluster, and a client before it begins.
+
+Its calls for scaling out are in scaling.py.
+"""
 
 import asyncio
 import time
 
-from chroma_router.v1 import cluster_pb2, shard_pb2
-from chroma_router.wire.errors import ClusterError, NotAllowed, Reason
+from chroma_router.v1 import cluster_pb2
+from chroma_router.wire.errors import NotAllowed, Reason
 from chroma_router.wire.version import CHROMA_VERSION, VERSION
 from router.catalog import Catalog
-from router.cluster import Cluster, Shard
+from router.cluster import Cluster
 from router.core.limits import Limits
 from router.core.model import CollectionEntry, CollectionState
 from router.directory import Directory
+from router.loads import LastHeard
 from router.reaper import Reaper
+from router.service.shard_status import described
 from router.shard_client import MAX_MESSAGE_BYTES
 
 
@@ -25,6 +30,7 @@ class ClusterService:
         directory: Directory,
         reaper: Reaper,
         limits: Limits,
+        heard: LastHeard,
         *,
         allow_reset: bool,
     ) -> None:
@@ -33,6 +39,7 @@ class ClusterService:
         self._directory = directory
         self._reaper = reaper
         self._limits = limits
+        self._heard = heard
         self._allow_reset = allow_reset
         self._started = time.monotonic()
 
@@ -92,41 +99,4 @@ class ClusterService:
         return [entry for entry in entries if entry.state is CollectionState.ACTIVE]
 
     async def _shards(self) -> list[cluster_pb2.Shard]:
-        names = {entry.id: entry.name for entry in await self._active()}
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_describe(shard, names)) for shard in self._cluster.all()]
-        return [task.result() for task in tasks]
-
-
-async def _describe(shard: Shard, names: dict[str, str]) -> cluster_pb2.Shard:
-    answer = cluster_pb2.Shard(
-        name=shard.name,
-        address=shard.client.address,
-        queued_operations=shard.queue.operations,
-        queued_bytes=shard.queue.bytes,
-    )
-    try:
-        stats = await shard.client.stats()
-    except ClusterError as error:
-        answer.state = cluster_pb2.SHARD_STATE_UNREACHABLE
-        answer.problem = error.message
-        return answer
-    serving = bool(stats.boot_id)
-    answer.state = cluster_pb2.SHARD_STATE_SERVING if serving else cluster_pb2.SHARD_STATE_STARTING
-    answer.data_bytes = stats.data_bytes
-    answer.memory_bytes = stats.memory_bytes
-    for holding in stats.holdings:
-        # What a node still holds of a collection that is being deleted counts no more.
-        if holding.collection_id in names:
-            answer.records += holding.records
-            answer.collections.append(_part(holding, names[holding.collection_id]))
-    return answer
-
-
-def _part(holding: shard_pb2.HoldingStats, name: str) -> cluster_pb2.ShardCollection:
-    return cluster_pb2.ShardCollection(
-        collection_id=holding.collection_id,
-        name=name,
-        slots=holding.slots,
-        records=holding.records,
-    )
+        return await described(self._cluster, await self._active(), self._heard)

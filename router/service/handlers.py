@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import functools
 import math
-import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from types import TracebackType
@@ -23,9 +22,9 @@ from chroma_router.wire.errors import (
     Reason,
     Unavailable,
 )
-from chroma_router.wire.request_id import RANDOM_BYTES, new_request_id
 from chroma_router.wire.status import bounded, grpc_status, status_metadata
 from router.core.identity import CallIdentity
+from router.ids import fresh_id
 from router.service.gates import Gate, StreamBounds
 from router.shard_client import MAX_MESSAGE_BYTES
 
@@ -49,11 +48,6 @@ Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 ANSWER_MARGIN = 0.25
 """Seconds (at most; a tenth of a short deadline) kept back to send an error before the client has
 given up: a client that cancelled learns nothing of what became of its write."""
-
-
-def fresh_id() -> str:
-    """A new UUIDv7."""
-    return new_request_id(time.time_ns() // 1_000_000, os.urandom(RANDOM_BYTES))
 
 
 def headers_of(context: Context) -> list[tuple[str, str | bytes]]:

@@ -3,15 +3,12 @@
 Records pass through as bytes: views.proto has the layouts that leave them unopened.
 """
 
-import os
-import time
 from collections.abc import Sequence
 
 import mmh3
 
 from chroma_router.v1 import records_pb2, shard_pb2, types_pb2, views_pb2
 from chroma_router.wire.errors import InvalidRequest, Reason
-from chroma_router.wire.request_id import RANDOM_BYTES, new_request_id
 from router.concurrency import computed
 from router.core.limits import Limits
 from router.core.merge import RankedHit, ShardRows, merge_rows
@@ -28,6 +25,7 @@ from router.core.validate import (
     check_write,
 )
 from router.directory import Directory
+from router.ids import fresh_id
 from router.record_reads import Key, RecordReads
 from router.scatter import ReadCall
 from router.shard_client import MAX_MESSAGE_BYTES
@@ -327,7 +325,7 @@ class RecordService:
     def _request_id(self, given: str) -> str:
         """The client's request id, or a new one."""
         check_request_id(given, self._limits)
-        return given or new_request_id(time.time_ns() // 1_000_000, os.urandom(RANDOM_BYTES))
+        return given or fresh_id()
 
 
 def _query_view(

@@ -11,8 +11,9 @@ import grpc
 from google.protobuf.message import Message
 
 from router.core.identity import CallIdentity
+from router.ids import fresh_id
 from router.service.gates import StreamBounds
-from router.service.handlers import ANSWER_MARGIN, Call, Context, fresh_id, headers_of
+from router.service.handlers import ANSWER_MARGIN, Call, Context, headers_of
 
 
 class Stream:

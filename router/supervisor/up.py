@@ -18,14 +18,13 @@ from chroma_router.wire.errors import ClusterError, InvalidRequest, NotAllowed
 from router.supervisor.backoff import RestartPolicy
 from router.supervisor.child import Child
 from router.supervisor.layout import Layout
+from router.supervisor.nodes import NODE_GRACE_SECONDS, Nodes, node_of
+from router.supervisor.service import SupervisorService
 
 log = structlog.get_logger(__name__)
 
 ROUTER_GRACE_SECONDS = 50.0
 """Past the router's own grace, which it may use twice: for calls, then for its queues."""
-
-NODE_GRACE_SECONDS = 30.0
-"""Past a node's own grace."""
 
 
 async def up(
@@ -73,7 +72,7 @@ async def nodes_only(directory: Path) -> AsyncIterator[list[tuple[str, str]]]:
     lock = layout.lock()
     try:
         async with asyncio.TaskGroup() as tasks:
-            nodes = [_node(layout, name) for name in layout.names()]
+            nodes = [node_of(layout, name) for name in layout.names()]
             for node in nodes:
                 tasks.create_task(node.run(), name=f"keep-{node.name}")
             try:
@@ -95,15 +94,16 @@ async def _supervise(
     stop: asyncio.Event,
     ready: Callable[[str, int], None],
 ) -> None:
-    nodes = [_node(layout, name) for name in names]
+    nodes = Nodes(layout, tasks)
+    service = SupervisorService(nodes)
     router = _router(layout, names, listen, router_arguments)
-    started: list[Child] = []
+    router_started = False
     try:
-        for node in nodes:
-            _start(node, tasks, started)
-        if not await _all_ready(nodes, stop):
+        if not await _all_ready([nodes.begin(name) for name in names], stop):
             return
-        _start(router, tasks, started)
+        await service.serve(layout.control)
+        tasks.create_task(router.run(), name="keep-router")
+        router_started = True
         if not await _all_ready([router], stop):
             return
         address = _address(await router.first_ready())
@@ -113,14 +113,10 @@ async def _supervise(
         await stop.wait()
         log.info("draining")
     finally:
-        if router in started:
+        if router_started:
             await router.stop(ROUTER_GRACE_SECONDS)
-        await asyncio.gather(*(node.stop(NODE_GRACE_SECONDS) for node in nodes))
-
-
-def _start(child: Child, tasks: asyncio.TaskGroup, started: list[Child]) -> None:
-    tasks.create_task(child.run(), name=f"keep-{child.name}")
-    started.append(child)
+        await service.close()
+        await nodes.stop_all()
 
 
 async def _all_ready(children: Sequence[Child], stop: asyncio.Event) -> bool:
@@ -142,14 +138,10 @@ async def _all_ready(children: Sequence[Child], stop: asyncio.Event) -> bool:
         serving.cancel()
 
 
-def _node(layout: Layout, name: str) -> Child:
-    arguments = ["serve", "--name", name, "--data", str(layout.data_of(name))]
-    arguments += ["--listen", layout.address_of(name)]
-    return Child(name, "shard_node.main", arguments, RestartPolicy())
-
-
 def _router(layout: Layout, names: Sequence[str], listen: str, more: Sequence[str]) -> Child:
     arguments = ["serve", "--catalog", str(layout.catalog), "--listen", listen, *more]
+    arguments += ["--supervisor", layout.control]
+    # All of them become known at the first start; later only their addresses are taken from here.
     for name in names:
         arguments += ["--shard", f"{name}={layout.address_of(name)}"]
     return Child("router", "router.cli.main", arguments, RestartPolicy())

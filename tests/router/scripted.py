@@ -344,7 +344,7 @@ def an_add(ids: Sequence[str], **more: Any) -> Write:
 async def another_node(name: str) -> AsyncIterator[ScriptedShard]:
     """One more node, of which no catalog knows yet."""
     shard = ScriptedShard(name)
-    server = await _serving(shard)
+    server = await serving(shard)
     try:
         yield shard
     finally:
@@ -369,7 +369,7 @@ class Reads:
 async def rig(path: Path, number: int = 2, **settings: Any) -> AsyncIterator[Rig]:
     """A router's parts over so many scripted shards, named shard-1 and so on."""
     shards = {name: ScriptedShard(name) for name in (f"shard-{n + 1}" for n in range(number))}
-    servers = [await _serving(shard) for shard in shards.values()]
+    servers = [await serving(shard) for shard in shards.values()]
     catalog = await Catalog.open(path / "catalog.sqlite3")
     failure: Exception | None = None
     try:
@@ -394,7 +394,8 @@ async def rig(path: Path, number: int = 2, **settings: Any) -> AsyncIterator[Rig
         await catalog.close()
 
 
-async def _serving(shard: ScriptedShard) -> grpc.aio.Server:
+async def serving(shard: ScriptedShard) -> grpc.aio.Server:
+    """Serves a shard node on a free port; its `address` says where."""
     server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
     shard_pb2_grpc.add_ShardServiceServicer_to_server(shard, server)
     shard.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"

@@ -123,3 +123,11 @@ def test_a_file_that_cannot_be_read(file: Path) -> None:
     with pytest.raises(InvalidRequest, match="No such file") as refused:
         load_settings(file, {})
     assert str(file) in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "flags", [{"auto_spread_at": -1}, {"supervisor": "127.0.0.1:1"}, {"supervisor": "unix:"}]
+)
+def test_what_scaling_out_is_given_is_checked(flags: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequest, match=next(iter(flags))):
+        load_settings(None, flags)

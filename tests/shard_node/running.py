@@ -167,7 +167,27 @@ class CollectionCalls:
         configuration: str = "",
         schema: str = "",
         seconds: float = SECONDS,
+        only: bool = False,
     ) -> Any:
+        request = self.ownership(
+            slots, epoch, boot_id, version, metadata, configuration, schema, only
+        )
+        answer = self.node.call("SetOwnership", request, seconds)
+        self.epoch = epoch
+        return answer
+
+    def ownership(
+        self,
+        slots: frozenset[int] = ALL_SLOTS,
+        epoch: int = 1,
+        boot_id: str = "",
+        version: int = 1,
+        metadata: dict[str, Any] | None = None,
+        configuration: str = "",
+        schema: str = "",
+        only: bool = False,
+    ) -> shard_pb2.SetOwnershipRequest:
+        """`only`: nothing but the epoch and the slots."""
         definition = shard_pb2.CollectionDefinition(version=version)
         definition.collection.id, definition.collection.epoch = self.id, epoch
         definition.collection.name = "docs"
@@ -177,17 +197,12 @@ class CollectionCalls:
         definition.collection.schema_json = schema
         for key, value in (metadata or {}).items():
             definition.collection.metadata[key].string_value = value
-        answer = self.node.call(
-            "SetOwnership",
-            shard_pb2.SetOwnershipRequest(
-                definition=definition,
-                owned_slots=slots_to_bitmap(slots),
-                boot_id=boot_id or self.node.hello().boot_id,
-            ),
-            seconds,
+        return shard_pb2.SetOwnershipRequest(
+            definition=definition,
+            owned_slots=slots_to_bitmap(slots),
+            boot_id=boot_id or self.node.hello().boot_id,
+            ownership_only=only,
         )
-        self.epoch = epoch
-        return answer
 
     def operation(
         self,

@@ -17,6 +17,7 @@ from chroma_router.wire.errors import Overloaded, Reason
 from shard_node import applier as applier_module
 from shard_node.applier import Applied, Applier
 from shard_node.committer import Committer
+from shard_node.engine import EngineLost
 from shard_node.grouping import GroupLimits
 from shard_node.operations import Write
 from tests.shard_node.running import ADD, Row, floats, running
@@ -43,11 +44,11 @@ class StalledCommitter:
 
 
 class Running:
-    """An applier of at most 3 operations and 1 MB, and its stalled committer."""
+    """An applier of at most 3 operations (or so many) and 1 MB, and its stalled committer."""
 
-    def __init__(self) -> None:
+    def __init__(self, operations: int = 3) -> None:
         self.committer = StalledCommitter()
-        self.applier = Applier(cast("Committer", self.committer), LIMITS, 3, 1_000_000)
+        self.applier = Applier(cast("Committer", self.committer), LIMITS, operations, 1_000_000)
         self.writer = asyncio.create_task(self.applier.run())
 
     def submit(self, *names: str, size: int = 1) -> asyncio.Task[Applied]:
@@ -56,6 +57,14 @@ class Running:
             for i in names
         ]
         return asyncio.create_task(self.applier.submit(operations, size))
+
+    def turn(self, name: str, **lane: bool) -> asyncio.Task[None]:
+        """A turn that writes its name among the groups."""
+
+        async def work() -> None:
+            self.committer.groups.append([name])
+
+        return asyncio.create_task(self.applier.turn(work, **lane))
 
     def held(self) -> tuple[int, int]:
         return self.applier._operations, self.applier._bytes
@@ -150,6 +159,99 @@ async def test_turns_are_bounded_and_leave_too() -> None:
     await asyncio.gather(first, turns[1])
     assert done == [1]
     await running.end()
+
+
+async def test_urgent_turns_go_before_all_that_waits_in_their_order() -> None:
+    running = Running(operations=10)
+    first = running.submit("a", "b", "c", "d")
+    await running.committer.begun.wait()
+    rest: list[asyncio.Task[Any]] = [running.submit("e"), running.turn("turn")]
+    rest.append(running.turn("back", background=True))
+    await asyncio.sleep(0)
+    urgent = [running.turn(name, urgent=True) for name in ("urgent 1", "urgent 2")]
+    await asyncio.sleep(0)
+    running.committer.go_on.set()
+    await asyncio.gather(first, *rest, *urgent)
+    assert running.committer.groups == [
+        ["a", "b"], ["urgent 1"], ["urgent 2"], ["c", "d"], ["e"], ["turn"], ["back"],
+    ]  # fmt: skip
+    await running.end()
+
+
+@pytest.mark.parametrize(
+    ("patience", "order"),
+    [
+        (1e9, ["a", "b", "c", "turn", "d", "back 1", "back 2"]),
+        (0.0, ["a", "back 1", "b", "back 2", "c", "turn", "d"]),
+    ],
+)
+async def test_background_turns_let_others_go_first_as_long_as_they_are_patient(
+    monkeypatch: pytest.MonkeyPatch, patience: float, order: list[str]
+) -> None:
+    monkeypatch.setattr(applier_module, "BACKGROUND_PATIENCE_SECONDS", patience)
+    monkeypatch.setattr(applier_module, "take", lambda offered, _: [next(iter(offered))])
+    running = Running(operations=10)
+    waiting: list[asyncio.Task[Any]] = [running.submit("a")]
+    await running.committer.begun.wait()
+    waiting += [running.turn("back 1", background=True), running.turn("back 2", background=True)]
+    waiting += [running.submit("b", "c"), running.turn("turn"), running.submit("d")]
+    await asyncio.sleep(0)
+    running.committer.go_on.set()
+    await asyncio.gather(*waiting)
+    assert [name for (name,) in running.committer.groups] == order
+    await running.end()
+
+
+@pytest.mark.parametrize("lane", ["urgent", "background"])
+async def test_the_other_lanes_are_bounded_and_left_in_the_same_way(lane: str) -> None:
+    running = Running()
+    first = running.submit("a", size=100)
+    await running.committer.begun.wait()
+    turns = [running.turn(name, **{lane: True}) for name in ("one", "two")]
+    await asyncio.sleep(0)
+    assert running.applier.queued_operations == 3
+    with pytest.raises(Overloaded):
+        await running.turn("three", **{lane: True})
+    await cancelled(turns[0])
+    assert running.held() == (2, 100)
+    assert not running.applier._idle.is_set()
+    running.committer.go_on.set()
+    await asyncio.gather(first, turns[1])
+    assert running.committer.groups == [["a"], ["two"]]
+    await running.end()
+
+
+async def test_a_turn_whose_caller_goes_away_within_it_leaves_once() -> None:
+    running, begun, go_on = Running(), asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        await go_on.wait()
+
+    turn = asyncio.create_task(running.applier.turn(work, background=True))
+    await begun.wait()
+    await cancelled(turn)
+    assert running.held() == (1, 0)
+    go_on.set()
+    await running.empty()
+    await running.end()
+
+
+async def test_a_lost_engine_refuses_what_waits_in_every_lane() -> None:
+    running = Running(operations=10)
+    first = running.submit("a")
+    await running.committer.begun.wait()
+    waiting = [
+        running.turn("urgent", urgent=True), running.turn("turn"),
+        running.turn("background", background=True),
+    ]  # fmt: skip
+    await asyncio.sleep(0)
+    running.writer.cancel()
+    running.applier.end(EngineLost("gone"))
+    for call in (first, *waiting):
+        with pytest.raises(EngineLost):
+            await call
+    assert running.held() == (0, 0)
 
 
 @pytest.mark.integration

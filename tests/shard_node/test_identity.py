@@ -142,8 +142,13 @@ def test_a_delete_is_complete_for_the_slots_owned_now(docs: CollectionCalls) -> 
     assert told(docs, request_id) == (deleted, False)
     docs.write(DELETE, where='{"n":{"$gte":0}}', request_id=request_id)
     assert told(docs, request_id) == (40, True)
-    docs.own(frozenset(), epoch=4)
-    assert told(docs, request_id) == (40, True)
+    # What it has deleted of other slots is told by the shard that owns them now.
+    docs.own(few, epoch=4)
+    assert told(docs, request_id) == (deleted, True)
+    again = docs.write(DELETE, where='{"n":{"$gte":0}}', request_id=request_id)
+    assert again.deleted == deleted
+    docs.own(frozenset(), epoch=5)
+    assert told(docs, request_id) == (0, True)
 
 
 def test_a_delete_that_matched_nothing_is_complete(docs: CollectionCalls) -> None:

@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from chroma_router.wire.slots import slot_of
+from shard_node import arrival_state
+from shard_node.arrival_state import Arrival
 from shard_node.state import (
     SCHEMA,
+    ArrivalCursor,
     CollectionRow,
     Outcome,
     StagedRow,
@@ -86,24 +89,32 @@ class StateMachine(RuleBasedStateMachine):
         self.state = State(self.path)
         for name in ("a", "b"):
             self.records[self.state.put_collection(row(name)).number] = {}
+        arrival_state.begin(self.state, "move", 1, frozenset({1}))
+        arrival_state.make_ready(self.state, "move", 1, frozenset({1}))
+        self.cursor = b""
 
     @rule(
         number=st.sampled_from([1, 2]),
         kind=st.sampled_from(list(CODES)),
         ids=st.lists(st.sampled_from("abcdefgh"), min_size=1, unique=True),
         fate=st.sampled_from(["lands", "lands", "refused", "killed before", "killed after"]),
+        of_move=st.booleans(),
     )
-    def group(self, number: int, kind: str, ids: list[str], fate: str) -> None:
+    def group(self, number: int, kind: str, ids: list[str], fate: str, of_move: bool) -> None:
         self.request += 1
         rows = [StagedRow(i, slot_of(i), self.request) for i in ids]
         slots = frozenset(r.slot for r in rows)
         outcome = Outcome(f"q{self.request}", 0, CODES[kind], slots)
-        existing = self.state.stage(number, f"p-{'ab'[number - 1]}", rows, [outcome], self.request)
+        cursor = ArrivalCursor("move", b"%d" % self.request) if of_move else None
+        existing = self.state.stage(
+            number, f"p-{'ab'[number - 1]}", rows, [outcome], self.request, cursor
+        )
         assert existing == set(ids) & set(self.records[number])
         if fate not in {"killed before", "refused"}:
             push(self.path, f"p-{'ab'[number - 1]}", kind, ids)
             self._landed(number, kind, ids)
             self.outcomes[number, f"q{self.request}"] = set(slots)
+            self.cursor = cursor.cursor if cursor else self.cursor
         elif fate == "refused":
             push(self.path, f"p-{'ab'[number - 1]}", kind, ids, commit=False)
             assert self.state.settle() is False
@@ -128,6 +139,8 @@ class StateMachine(RuleBasedStateMachine):
             counts = self.state.slot_counts(number)
             assert sum(counts) == len(records)
             assert all(counts[slot_of(i)] for i in records)
+        arrival = arrival_state.find(link, "move")
+        assert arrival == Arrival("move", 1, frozenset({1}), True, self.cursor)
         link.close()
         sequences = [s for records in self.records.values() for s in records.values()]
         assert self.state.high_sequence() == max(sequences, default=0)
@@ -171,6 +184,26 @@ def test_a_batch_that_was_not_settled_is_noticed(path: Path) -> None:
     state.stage(1, "p-a", [StagedRow("s", 1, 1)], [outcome], 0)
     with pytest.raises(StateBroken):
         state.stage(1, "p-a", [StagedRow("t", 1, 1)], [], 0)
+    state.close()
+
+
+def test_a_cursor_that_was_not_settled_is_noticed(path: Path) -> None:
+    state = State(path)
+    state.put_collection(row("a"))
+    arrival_state.begin(state, "move", 1, frozenset({1}))
+    cursor = ArrivalCursor("move", b"1")
+    with pytest.raises(StateBroken, match="no arrival"):  # it is not ready
+        state.stage(1, "p-a", [], [], 0, cursor)
+    arrival_state.make_ready(state, "move", 1, frozenset({1}))
+    state.stage(1, "p-a", [StagedRow("s", 1, 1)], [], 0, cursor)
+    with pytest.raises(StateBroken, match="settled"):
+        state.stage(1, "p-a", [StagedRow("t", 1, 1)], [], 0)
+    assert state.settle() is False
+    state.stage(1, "p-a", [StagedRow("t", 1, 1)], [], 0)
+    push(path, "p-a", "add", ["t"])
+    link = connect(path, read_only=True)
+    assert arrival_state.find(link, "move") == Arrival("move", 1, frozenset({1}), True, b"")
+    link.close()
     state.close()
 
 

@@ -8,13 +8,16 @@ import pytest
 
 from chroma_router.wire.errors import NotAllowed
 from router.catalog import Catalog, backup, check
-from tests.router.catalog.helpers import files, new, opened
+from tests.router.catalog.helpers import a_move, a_rebalance, files, new, opened
 
 
 async def _sound(path: Path) -> str:
     catalog = await opened(path)
     entry, _ = await catalog.create_collection(new(), False)
     await catalog.claim_dimension(entry.id, 3)
+    rebalance = a_rebalance()
+    moves = [a_move(rebalance, entry, [slot], "shard-1", "shard-2") for slot in (0, 3)]
+    await catalog.moves.begin(rebalance, moves, {entry.id: 1})
     await catalog.close()
     return entry.id
 
@@ -56,7 +59,16 @@ async def test_a_backup_overwrites_nothing(tmp_path: Path) -> None:
         ("UPDATE collections SET state = 'lost'", "lost"),
         ("UPDATE collections SET metadata = '{'", "collection"),
         ("UPDATE collections SET dimension = NULL", "contradicts"),
-        ("DELETE FROM shards WHERE name = 'shard-2'", "'shard-2'"),
+        ("DELETE FROM shards WHERE name = 'shard-3'", "'shard-3'"),
+        ("UPDATE shards SET role = 'lost' WHERE name = 'shard-3'", "shard shard-3: 'lost'"),
+        ("DELETE FROM lease", "lease: its row is missing"),
+        ("UPDATE rebalances SET state = 'lost'", "'lost' is not a valid RebalanceState"),
+        ("UPDATE moves SET slots = x'00'", "a slot bitmap has 128 bytes, got 1"),
+        ("UPDATE moves SET target = 'shard-1' WHERE number = 0", "from shard-1 to itself"),
+        ("UPDATE moves SET target = 'shard-9' WHERE number = 0", "names shard 'shard-9'"),
+        ("UPDATE moves SET collection_id = 'x' WHERE number = 0", "which is not there"),
+        ("UPDATE moves SET slots = (SELECT max(slots) FROM moves)", "has too"),
+        ("UPDATE moves SET rebalance_id = 'x' WHERE number = 0", "orphan: a row of moves"),
         ("DELETE FROM databases", "orphan: a row of collections"),
         ("DELETE FROM tenants", "orphan: a row of databases"),
     ],

@@ -33,7 +33,7 @@ async def test_a_new_catalog_has_the_defaults_and_settings(tmp_path: Path) -> No
         assert database.id == "00000000-0000-0000-0000-000000000000"
     finally:
         await catalog.close()
-    with contextlib.closing(schema.connect(tmp_path / "catalog.db")) as db:
+    with contextlib.closing(schema.connect(tmp_path / "catalog.db", to_write=True)) as db:
         settings = {
             name: db.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("journal_mode", "synchronous", "foreign_keys", "user_version")

@@ -23,6 +23,17 @@ COMMANDS = [
     ["version"],
     ["healthcheck"],
     ["shards", "list"],
+    ["shards", "add"],
+    ["shards", "drain"],
+    ["shards", "remove"],
+    ["rebalance", "plan"],
+    ["rebalance", "start"],
+    ["rebalance", "status"],
+    ["rebalance", "pause"],
+    ["rebalance", "resume"],
+    ["rebalance", "cancel"],
+    ["collections", "list"],
+    ["collections", "place"],
     ["catalog", "check"],
     ["catalog", "backup"],
     ["catalog", "rebuild"],
@@ -49,6 +60,12 @@ def test_every_help_has_an_example(words: list[str]) -> None:
     assert code == 0
     assert "Example" in out
     assert f"chroma-router {' '.join(words)}" in out
+
+
+@pytest.mark.parametrize("group", ["shards", "rebalance", "collections", "catalog"])
+def test_no_command_is_described_by_half_a_sentence(group: str) -> None:
+    _, out, _ = run(group, "--help")
+    assert "..." not in out.partition("Commands:")[2]
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -94,6 +111,14 @@ def test_help_imports_nothing_heavy() -> None:
         (["query", "--collection", "c", "--text", "a", "--embedder", "no"], "--embedder"),
         (["status", "--router", "no port:x"], "--router"),
         (["status", "--router", "https://h:1"], "TLS is not supported"),
+        (["shards", "drain"], "NAME"),
+        (["shards", "drain", "shard-1", "--throttle", "-1"], "--throttle"),
+        (["shards", "remove", "shard-1", "--yes"], "goes with --force-lost"),
+        (["rebalance", "start", "--query-diff", "1.5"], "--query-diff"),
+        (["rebalance", "resume", "--throttle", "fast"], "--throttle"),
+        (["collections", "place", "papers"], "--shards"),
+        (["collections", "place", "papers", "--shards", "0"], "a number from 1"),
+        (["collections", "place", "papers", "--shards", "some"], "nor all"),
         (["catalog", "rebuild", "x"], "either --data"),
         (["catalog", "rebuild", "--node", "a=b"], "name the new file"),
         (["catalog", "rebuild", "x", "--node", "a"], "NAME=ADDRESS"),
@@ -193,9 +218,18 @@ def test_rejects_may_not_overwrite_the_input(tmp_path: Path) -> None:
     [
         ["status"],
         ["shards", "list"],
+        ["shards", "add"],
+        ["shards", "drain", "shard-1", "--wait"],
+        ["shards", "remove", "shard-1", "--force-lost"],
+        ["rebalance", "plan"],
+        ["rebalance", "start", "--wait"],
+        ["rebalance", "status", "--watch"],
+        ["rebalance", "resume", "--throttle", "5"],
+        ["collections", "list"],
+        ["collections", "place", "papers", "--shards", "all"],
         ["query", "--collection", "ccc", "--like", "a"],
     ],
-    ids=lambda words: words[0],
+    ids=" ".join,
 )
 def test_no_router_is_1_and_one_line_that_names_it(arguments: list[str], nobody: str) -> None:
     code, out, err = run(*arguments, "--router", nobody)

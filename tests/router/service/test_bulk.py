@@ -27,11 +27,11 @@ from chroma_router.wire.status import from_rpc_error
 from router.core.identity import CallIdentity
 from router.core.limits import Limits
 from router.core.model import CollectionEntry
+from router.ids import fresh_id
 from router.record_reads import RecordReads
 from router.scatter import ReadPath
 from router.service.bulk import MAX_BYTES_AT_WORK, MAX_UNANSWERED, BulkUpserts
 from router.service.gates import Gate, StreamBounds
-from router.service.handlers import fresh_id
 from router.service.records import RecordService
 from router.service.streams import Stream, bidirectional
 from tests.router.scripted import Rig, ids_on, refuse, rig, wait_for

@@ -1,4 +1,4 @@
-"""Changes of a collection: taken back when an engine refuses them, and nothing else with them."""
+"""Collections are placed where data is taken, and changes that an engine refuses are taken back."""
 
 import asyncio
 import json
@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from chroma_router.v1 import catalog_pb2, types_pb2
-from chroma_router.wire.errors import InvalidRequest
-from router.core.model import CollectionEntry
+from chroma_router.wire.errors import InvalidRequest, NotAllowed, Reason, Stale
+from router.catalog import Catalog
+from router.core.model import CollectionEntry, ShardEntry, ShardRole
 from router.reaper import Reaper
 from router.service.catalog import CatalogService
 from tests.router.scripted import Rig, rig
@@ -47,7 +48,7 @@ class World:
 async def world(path: Path) -> AsyncIterator[World]:
     async with rig(path) as router, asyncio.TaskGroup() as tasks:
         reaper = Reaper(router.catalog, router.cluster, tasks)
-        service = CatalogService(router.catalog, router.cluster, router.directory, reaper, tasks)
+        service = CatalogService(router.catalog, router.directory, reaper, tasks)
         for shard in router.shards.values():
             shard.schema_json = json.dumps(_SCHEMA)
         entry = await router.collection()
@@ -136,3 +137,51 @@ async def test_what_python_reads_but_is_no_json_is_refused(tmp_path: Path, value
         with pytest.raises(InvalidRequest, match="new_configuration_json"):
             await here.update(new_configuration_json=f'{{"embedding_function": {function}}}')
         assert await here.now() == here.entry
+
+
+async def _create(here: World, name: str) -> CollectionEntry:
+    request = catalog_pb2.CreateCollectionRequest(name=name)
+    answer = await here.service.create_collection(request, 0.0)
+    return await here.router.catalog.collection(answer.collection.id)
+
+
+async def _drain(here: World, number: int) -> None:
+    shard = (await here.router.catalog.shards())[number]
+    await here.router.catalog.set_shard_role(shard, ShardRole.DRAINING)
+
+
+async def test_a_new_collection_is_placed_on_shards_that_take_data(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        assert (await _create(here, "both")).slot_map.shards == ("shard-1", "shard-2")
+        await _drain(here, 0)
+        assert (await _create(here, "other")).slot_map.shards == ("shard-2",)
+        await _drain(here, 1)
+        with pytest.raises(NotAllowed, match="are being drained; add one") as refused:
+            await _create(here, "none")
+        assert refused.value.reason is Reason.NO_SHARDS
+
+
+async def test_a_drain_that_begins_meanwhile_means_placing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path) as here:
+        before = await here.router.catalog.shards()
+        answers = [before]
+
+        async def stale_once() -> list[ShardEntry]:
+            return answers.pop() if answers else await Catalog.shards(here.router.catalog)
+
+        await _drain(here, 0)
+        monkeypatch.setattr(here.router.catalog, "shards", stale_once)
+        assert (await _create(here, "papers-2")).slot_map.shards == ("shard-2",)
+        assert answers == []
+        # One that never sees what is: it is told to repeat, and nothing is made.
+        monkeypatch.setattr(here.router.catalog, "shards", lambda: _value(before))
+        with pytest.raises(Stale, match="shards being changed") as refused:
+            await _create(here, "papers-3")
+        assert refused.value.retry_after
+        assert len(await here.router.catalog.all_collections()) == 2
+
+
+async def _value(shards: list[ShardEntry]) -> list[ShardEntry]:
+    return shards
