@@ -11,7 +11,7 @@ it counts against no bound but the deadline.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TypeVar
 
 from chroma_router.v1 import types_pb2
@@ -159,26 +159,29 @@ class ReadPath:
         """
         began = time.monotonic()
         until = call.deadline + OWN_EXPIRY_SECONDS
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = {
-                    name: group.create_task(_unless_away(self._cluster, send, name, part))
-                    for name, part in parts.items()
-                }
-                silent = set(tasks.values())
-                while silent and (left := until - time.monotonic()) > 0:
-                    done, silent = await asyncio.wait(
-                        silent, timeout=left, return_when=asyncio.FIRST_COMPLETED
-                    )
-                    if any(not isinstance(task.result(), ClusterError) for task in done):
-                        now = time.monotonic()
-                        until = now + straggler_patience(now - began, call.deadline - now)
-                for task in silent:
-                    task.cancel()
-        except* ClusterError as failures:
-            raise _worst(_flat(failures)) from None
+        async with asyncio.TaskGroup() as group:
+            tasks = {
+                name: group.create_task(_outcome(self._cluster, send, name, part))
+                for name, part in parts.items()
+            }
+            silent = set(tasks.values())
+            while silent and (left := until - time.monotonic()) > 0:
+                done, silent = await asyncio.wait(
+                    silent, timeout=left, return_when=asyncio.FIRST_COMPLETED
+                )
+                failures = _failures(done)
+                if not all(map(_is_away, failures)):
+                    break
+                if len(failures) < len(done):
+                    now = time.monotonic()
+                    until = now + straggler_patience(now - began, call.deadline - now)
+            for task in silent:
+                task.cancel()
+        if fatal := [error for error in _failures(tasks.values()) if not _is_away(error)]:
+            raise _worst(fatal)
+        seconds = time.monotonic() - began
         return {
-            name: _silent(name, time.monotonic() - began) if task in silent else task.result()
+            name: _silent(name, seconds) if task.cancelled() else task.result()
             for name, task in tasks.items()
         }
 
@@ -280,51 +283,61 @@ class ReadPath:
         if len(requests) == 1:
             ((name, request),) = requests.items()
             return [await call(self._cluster.shard(name), request)]
-        shards = [(self._cluster.shard(name), request) for name, request in requests.items()]
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(_run(call, shard, req)) for shard, req in shards]
-        except* ClusterError as failures:
-            raise _worst(_flat(failures)) from None
-        return [task.result() for task in tasks]
+        for name in requests:
+            self._cluster.shard(name)  # before any is asked
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(_outcome(self._cluster, call, name, request))
+                for name, request in requests.items()
+            ]
+            waiting = set(tasks)
+            while waiting and not _failures(tasks):
+                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in waiting:
+                task.cancel()
+        if failures := _failures(tasks):
+            raise _worst(failures)
+        return [_answer(task.result()) for task in tasks]
 
 
-async def _run(
-    call: Callable[[Shard, _Request], Awaitable[_Answer]], shard: Shard, request: _Request
-) -> _Answer:
-    return await call(shard, request)
-
-
-async def _unless_away(
+async def _outcome(
     cluster: Cluster,
-    send: Callable[[Shard, _Request], Awaitable[_Answer]],
+    call: Callable[[Shard, _Request], Awaitable[_Answer]],
     name: str,
     request: _Request,
 ) -> _Answer | ClusterError:
-    """The shard's answer, or the error that says that it has none to give now."""
+    """The shard's answer or its error.
+
+    The error is returned: a TaskGroup in which a task fails cancels its owner for a moment, and
+    before Python 3.13 leaves it counted as cancelled. A timeout further out would then no longer
+    know its own cancellation, and end the call as if the client had gone away.
+    """
     try:
-        return await send(cluster.shard(name), request)
-    except (Unavailable, DeadlineExpired) as error:
+        return await call(cluster.shard(name), request)
+    except ClusterError as error:
         return error
+
+
+def _failures(tasks: Iterable["asyncio.Task[_Answer | ClusterError]"]) -> list[ClusterError]:
+    """The errors of those tasks that have ended with one."""
+    ended = [task.result() for task in tasks if task.done() and not task.cancelled()]
+    return [outcome for outcome in ended if isinstance(outcome, ClusterError)]
+
+
+def _is_away(error: ClusterError) -> bool:
+    """Whether it says that a shard has no answer to give now."""
+    return isinstance(error, Unavailable | DeadlineExpired)
+
+
+def _answer(outcome: _Answer | ClusterError) -> _Answer:
+    assert not isinstance(outcome, ClusterError)
+    return outcome
 
 
 def _silent(shard: str, seconds: float) -> DeadlineExpired:
     return DeadlineExpired(
         f"shard {shard} said nothing within {seconds:.3f} s", metadata={"shard": shard}
     )
-
-
-def _flat(failures: BaseExceptionGroup[ClusterError]) -> list[ClusterError]:
-    """The errors of a group and of the groups in it."""
-    errors: list[ClusterError] = []
-    stack: list[BaseException] = [failures]
-    while stack:
-        error = stack.pop()
-        if isinstance(error, BaseExceptionGroup):
-            stack.extend(error.exceptions)
-        elif isinstance(error, ClusterError):
-            errors.append(error)
-    return errors
 
 
 def _worst(errors: list[ClusterError]) -> ClusterError:

@@ -193,13 +193,13 @@ class WritePath:
         """Sends round after round, until no part is refused as stale."""
         this = _Round(entry, write, range(len(write.ids)))
         refused: list[Refused] = []
-        rounds = 0
+        rounds, held = 0, False
         while rounds < STALE_ROUNDS:
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                     if refused:
                         this = await self._rerouted(this, course, refused, choose)
-                    this, parts = await self._submitted(this, refused, choose, deadline)
+                    this, parts = await self._submitted(this, choose, deadline, held=held)
             except (TimeoutError, ClusterError) as failure:
                 known = failure if isinstance(failure, ClusterError) else None
                 if refused:
@@ -217,7 +217,8 @@ class WritePath:
                 return
             if not refused:
                 return
-            rounds += any(error.reason is not Reason.SLOTS_FENCED for _, error in refused)
+            fenced = [error.reason is Reason.SLOTS_FENCED for _, error in refused]
+            rounds, held = rounds + (not all(fenced)), held or any(fenced)
         kept_changing = Unavailable("the slot map kept changing; repeat the write", retry_after=1.0)
         course.fail(refused, kept_changing)
 
@@ -272,19 +273,14 @@ class WritePath:
         return newest
 
     async def _submitted(
-        self,
-        this: _Round,
-        refused: Sequence[Refused],
-        choose: Choose | None,
-        deadline: float,
+        self, this: _Round, choose: Choose | None, deadline: float, *, held: bool
     ) -> tuple[_Round, list[Part]]:
         """The round as it was sent, and its parts in their queues.
 
-        When many held writes go on at once, a queue may have no room for all of them: those that
-        only a fence has held up wait for it. Raises Overloaded at the deadline, or at once for
-        others; whatever `_submit` raises.
+        When many held writes go on at once, a queue may have no room for all of them: one that a
+        fence has `held` waits for it. Raises Overloaded at the deadline, or at once for others;
+        whatever `_submit` raises.
         """
-        held = bool(refused) and all(error.reason is Reason.SLOTS_FENCED for _, error in refused)
         while True:
             this = await _at(await self._directory.usable(this.entry), this, choose)
             try:

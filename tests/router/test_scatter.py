@@ -307,6 +307,28 @@ async def test_of_several_errors_the_one_to_act_on_is_raised(
         assert failed.value is expected
 
 
+@pytest.mark.parametrize("allow_partial", [False, True])
+async def test_a_timeout_further_out_still_works_after_rounds_that_failed(
+    tmp_path: Path, allow_partial: bool
+) -> None:
+    """Before Python 3.13 a TaskGroup in which a task fails leaves its owner counted as cancelled;
+    a timeout around it then ends the call as if its client had gone away."""
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        for shard in router.shards.values():
+            shard.restart()
+        reads = RecordReads(router.directory, ReadPath(router.cluster, router.directory), Limits())
+
+        async def hangs_afterwards() -> None:
+            async with asyncio.timeout(0.3):
+                call = ReadCall(time.monotonic() + 10, allow_partial=allow_partial)
+                assert await reads.count(call, entry) == 20
+                await asyncio.Event().wait()
+
+        with pytest.raises(TimeoutError):
+            await hangs_afterwards()
+
+
 @pytest.mark.parametrize("end", ["cancelled", "failed"])
 async def test_calls_under_way_end_with_the_read(tmp_path: Path, end: str) -> None:
     async with rig(tmp_path, 2) as router:
