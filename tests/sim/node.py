@@ -213,8 +213,9 @@ class NodeBase(Peer):
                 left = left[1:]
             yield self._work()
             self._commit(request, left, covers)
-        # Of what was remembered only what this call is about: the rest is counted elsewhere.
-        return sum(s in slots for row in disk.outcomes.get(request.number, ()) for s in row.deleted)
+        # All that the request has deleted in slots that are owned now: the rest is told by others.
+        rows = disk.outcomes.get(request.number, ())
+        return sum(slot in grant.owned for row in rows for slot in row.deleted)
 
     def _work(self) -> float:
         return 0.2 + self.schedule.rng.random()

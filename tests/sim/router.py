@@ -15,7 +15,7 @@ from tests.sim.checks import Checks
 from tests.sim.node import Answer
 from tests.sim.node_moves import Node
 from tests.sim.options import Options
-from tests.sim.records import IDS, Kind, Request, State
+from tests.sim.records import CONDITIONAL, IDS, Kind, Request, State
 from tests.sim.schedule import Call, CallError, Peer, Process, Refused, Schedule, Unheard
 
 
@@ -48,29 +48,26 @@ class Router(Peer):
         until = self.schedule.now + self.options.budget
         slot_map = yield from self._map()
         left: Sequence[str] = request.ids
-        deleted = 0
-        sweep = request.kind is Kind.SWEEP
         while self.schedule.now < until:
             parts: Mapping[str, Sequence[str]]
-            if sweep:  # shards that applied it answer again from memory; all of them count anew
-                deleted, parts = 0, dict.fromkeys(slot_map.shards, ())
+            if request.kind is Kind.SWEEP:
+                parts = dict.fromkeys(slot_map.shards, ())
             else:
                 parts = ids_by_shard(slot_map, left)
             answers = yield [
                 Call(self.nodes[shard], "apply", (slot_map.epoch, request, ids))
                 for shard, ids in parts.items()
             ]
-            failed: list[tuple[str, CallError]] = []
-            again: list[str] = []
-            for (shard, ids), answer in zip(parts.items(), answers, strict=True):
-                if isinstance(answer, CallError):
-                    failed.append((shard, answer))
-                    again += ids
-                else:
-                    deleted += answer
+            failed = [
+                (shard, answer)
+                for shard, answer in zip(parts, answers, strict=True)
+                if isinstance(answer, CallError)
+            ]
             if not failed:
-                return deleted
-            left = again
+                return sum(answers)
+            # Counts of different epochs are never added: then all parts are repeated.
+            if request.kind not in CONDITIONAL:
+                left = [record_id for shard, _ in failed for record_id in parts[shard]]
             slot_map = yield from self._recover(slot_map, failed)
         raise Unheard("out of time")
 
