@@ -23,8 +23,8 @@ _ENOUGH_CALLS = 100
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One bar. `figure` is what was measured, in words. `speed`: it depends on what else the machine
-    does."""
+    """One bar. `figure` is what was measured, in words. `speed`: it depends on what else the
+    machine does."""
 
     bar: str
     passed: bool
