@@ -144,6 +144,20 @@ SEEDS ?= 100000
 sim: venv ## moves under faults, simulated (SEEDS=100000 WORKERS=2; ARGS="--first 7", "--seed 7" prints one)
 	$(BIN)/python -m tests.sim.run --seeds $(SEEDS) --workers $(WORKERS) $(ARGS)
 
+ELASTIC_SMOKE := --seconds 30 --records 4000
+
+.PHONY: elastic
+elastic: venv ## the live proof, 5 minutes: 2 -> 3 -> 4 -> 3 shards under checking clients (ARGS="--corpus DIR --kills")
+	$(BIN)/python -m tests.elastic.run $(ARGS)
+
+.PHONY: elastic-smoke
+elastic-smoke: venv ## a minute of it, without the bars for speed
+	$(BIN)/python -m tests.elastic.run $(ELASTIC_SMOKE) --functional $(ARGS)
+
+.PHONY: kills
+kills: venv ## kill -9 of every process in every stage of a move (ARGS="--seed 7 --rounds 40")
+	$(BIN)/python -m tests.elastic.kills $(ARGS)
+
 # --- work ----------------------------------------------------------------------------------------
 
 .PHONY: demo

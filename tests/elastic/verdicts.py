@@ -23,11 +23,13 @@ _ENOUGH_CALLS = 100
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One bar. `figure` is what was measured, in words."""
+    """One bar. `figure` is what was measured, in words. `speed`: it depends on what else the
+    machine does."""
 
     bar: str
     passed: bool
     figure: str
+    speed: bool = False
 
 
 def correctness(record: Record) -> list[Verdict]:
@@ -78,7 +80,8 @@ def _pause(kind: str, milliseconds: Sequence[float]) -> Verdict:
     p99 = float(np.quantile(milliseconds, 0.99)) if milliseconds else float("inf")
     most = max(milliseconds, default=float("inf"))
     figure = f"{p99:.0f} ms, max {most:.0f} ms of {len(milliseconds)} switches"
-    return Verdict(f"{kind} pause p99 <= {PAUSE_MS:.0f} ms", p99 <= PAUSE_MS, figure)
+    bar = f"{kind} pause p99 <= {PAUSE_MS:.0f} ms"
+    return Verdict(bar, p99 <= PAUSE_MS, figure, speed=True)
 
 
 def of_latency(record: Record, before: str, during: Sequence[str]) -> list[Verdict]:
@@ -93,6 +96,7 @@ def of_latency(record: Record, before: str, during: Sequence[str]) -> list[Verdi
                 f"{kind} p99 during moves <= {SLOWER:.0f} x before",
                 then.p99 <= SLOWER * was.p99,
                 f"{then.p99:.0f} ms / {was.p99:.0f} ms = {then.p99 / was.p99:.1f}",
+                speed=True,
             )
         )
     return verdicts
@@ -102,7 +106,7 @@ def of_copy(copy: float, bulk: float) -> Verdict:
     """Copying is not much slower than loading."""
     figure = f"{copy:,.0f} / {bulk:,.0f} records/s = {copy / bulk:.0%}"
     bar = f"copy rate on an idle cluster >= {COPY:.0%} of the engine's bulk rate"
-    return Verdict(bar, copy >= COPY * bulk, figure)
+    return Verdict(bar, copy >= COPY * bulk, figure, speed=True)
 
 
 def latency_table(record: Record, *, brief: bool = False) -> str:
