@@ -38,6 +38,7 @@ _T = TypeVar("_T")
 
 MAX_DROPPED = 5000  # of one DropSlots
 _ROWS_ADDED = 500  # by one engine call, at most, so that clients' writes wait little behind it
+_OWN_TURN = 1  # of what the writer has queued, that in which the question is asked
 _ROWS_DELETED = 100  # by one engine call: 25 to 40 ms at 384 dimensions
 _ROWS_COMPARED = 500  # read from the engine at once
 _ROWS_AMISS = 1000  # more records of a compared range than the source has are not looked for
@@ -147,7 +148,7 @@ class MoveTarget:
             return _Applying(holding, [])
         self._check_step(move, chunk, cursor)
         present = await self._look(arrival_state.present, holding.row.number, chunk.ids)
-        applying = _Applying(holding, _batches(move, chunk, holding, present, self._limits))
+        applying = _Applying(holding, _batches(move, chunk, holding, present, self._most_rows))
         await self._commit_next(applying)
         return applying
 
@@ -296,6 +297,13 @@ class MoveTarget:
         finally:
             self._calls -= 1
 
+    def _most_rows(self, dimension: int) -> int:
+        """How many rows of a dimension one engine call may add. While no client's write waits it is
+        the mover that bounds a chunk; larger calls cost less each row (250 rows 80 ms, 500 145)."""
+        if self._applier.queued_operations <= _OWN_TURN:
+            return _ROWS_ADDED
+        return min(_ROWS_ADDED, self._limits.rows_for(dimension))
+
     async def _in_background(self, work: Callable[[], Awaitable[_T]]) -> _T:
         return await self._applier.turn(work, background=True)
 
@@ -312,7 +320,7 @@ def _batches(
     chunk: Chunk,
     holding: Holding,
     present: Sequence[OwnKey],
-    limits: GroupLimits,
+    most_rows: Callable[[int], int],
 ) -> list[Batch]:
     """The engine calls of a chunk: `present` records are deleted, then its own are added.
 
@@ -324,7 +332,7 @@ def _batches(
         for at in range(0, len(present), _ROWS_DELETED)
     ]
     dimension = max((len(record.embedding or b"") // 4 for record in chunk.records), default=0)
-    step = min(_ROWS_ADDED, limits.rows_for(dimension))
+    step = most_rows(dimension)
     batches += [
         Batch(holding, Kind.ADD, chunk.rows[at : at + step], chunk.records[at : at + step])
         for at in range(0, len(chunk.rows), step)
