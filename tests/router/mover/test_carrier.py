@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -482,7 +484,7 @@ class Clock:
         self.now = 1000.0
         patch.setattr(carriers, "time", self)
         self._sleep = asyncio.sleep
-        patch.setattr(carriers.asyncio, "sleep", self._passed)
+        patch.setattr(asyncio, "sleep", self._passed)
 
     def monotonic(self) -> float:
         return self.now
@@ -503,26 +505,33 @@ async def test_no_more_is_copied_than_was_asked_for_however_it_is_read_ahead(
             await _ready(one)
             await _entered(one, Stage.COPYING)
             clock = Clock(monkeypatch)
-            applied = asyncio.Event()
+            came = [asyncio.Event() for _ in range(100)]
+            go = [asyncio.Event() for _ in range(100)]
+            applies = count(1)
 
-            async def read_slowly(_request: Any) -> None:
-                # While the chunk before it is applied, so that it takes just as long.
-                await applied.wait()
+            async def as_it_is(_request: Any) -> None:
+                """The first chunk is not read ahead."""
+
+            async def read_slowly(n: int, _request: Any) -> None:
+                # For as long as the chunk before it is being applied.
+                came[n].set()
+                await go[n].wait()
 
             async def apply_slowly(_request: Any) -> None:
+                n = next(applies)
+                await came[n].wait()
                 clock.now += applying
-                applied.set()
+                go[n].set()
 
-            here.target.shard.then("ApplyMove", *[apply_slowly] * 100)
-            began, cursor, items = clock.now, BEGINNING, 0
+            here.source.shard.then("ReadMove", as_it_is)
+            here.source.shard.then("ReadMove", *(partial(read_slowly, n) for n in range(1, 100)))
+            here.target.shard.then("ApplyMove", *[apply_slowly] * 99)
+            began, items = clock.now, 0
+            cursor: steps.Cursor = BEGINNING
             while items < 1000:
                 seen = _transferred(await one.do(steps.Transfer(cursor)))
-                applied.clear()
-                if not here.source.shard.steps["ReadMove"]:
-                    here.source.shard.then("ReadMove", read_slowly)
-                cursor, items = seen.end, items + seen.items  # type: ignore[assignment]
+                cursor, items = seen.end, items + seen.items
             assert items / (clock.now - began) == pytest.approx(cap, rel=0.01)
-            applied.set()
 
 
 async def test_nothing_pauses_while_calls_are_held(

@@ -1,14 +1,15 @@
 """Rebalances are carried out to their end, by one router at a time, whatever comes between."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chroma_router.v1 import shard_pb2, types_pb2
+from chroma_router.v1 import shard_pb2
 from chroma_router.wire.errors import ClusterError, NotAllowed, Reason, Unavailable
 from router.catalog import Catalog
 from router.core.agreement import QuerySample
@@ -18,7 +19,7 @@ from router.core.move import Move, Stage
 from router.core.rebalance import Rebalance, RebalanceKind, RebalanceState
 from router.mover import mover as movers
 from router.mover.carrier import Carrier
-from tests.router.catalog.helpers import a_rebalance
+from tests.router.catalog.helpers import a_move, a_rebalance
 from tests.router.mover.moving import Held, Moving, count_records, moving, now_us, stopped
 from tests.router.scripted import away
 
@@ -180,7 +181,7 @@ async def test_a_node_that_is_killed_and_asked_by_no_client(
 # ----------------------------------------------------------------------------- one at a time
 
 
-async def test_two_movers_only_one_works(tmp_path: Path) -> None:
+async def test_two_movers_only_one_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with moving(tmp_path) as here, second_router(here) as catalog:
         await here.begun(await here.router.collection())
         held = Held(here.source.shard, "ReadMove")
@@ -198,7 +199,7 @@ async def test_two_movers_only_one_works(tmp_path: Path) -> None:
                     looked.set()
                 return await acquire(*arguments)
 
-            catalog.moves.acquire = counting  # type: ignore[method-assign]
+            monkeypatch.setattr(catalog.moves, "acquire", counting)
             async with here.at_work(here.mover("router-2", catalog=catalog)):
                 await looked.wait()
                 assert await catalog.moves.holder(now_us()) == "router-1"
@@ -257,26 +258,22 @@ async def test_a_mover_that_hangs_is_replaced_and_does_no_more_harm(
 async def test_a_deposed_mover_stops_at_the_next_renewal(tmp_path: Path) -> None:
     async with moving(tmp_path) as here:
         await here.begun(await here.router.collection())
-        held = Held(here.source.shard, "ReadMove")
+        cancelled = asyncio.Event()
+
+        async def until_it_is_given_up(_request: Any) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+
+        here.source.shard.then("ReadMove", until_it_is_given_up)
         async with here.at_work():
-            await held.came.wait()
-            # Whoever acquires the lease later has it, also under the holder's own name.
+            await here.source.shard.arrival("ReadMove")
+            # Whoever acquires the lease last has it, even under the holder's own name.
             other = await here.catalog.moves.acquire("router-1", now_us(), 3_600_000_000)
             assert other is not None
-            with pytest.MonkeyPatch.context() as patch:
-                deposed = asyncio.Event()
-                log = movers.log.info
-                patch.setattr(
-                    movers.log,
-                    "info",
-                    lambda event, **more: (
-                        deposed.set() if event == "mover_deposed" else log(event, **more)
-                    ),
-                    raising=False,
-                )
-                await deposed.wait()
+            await cancelled.wait()
             assert (await here.newest())[1][0].stage is Stage.COPYING
-            held.let_go()
 
 
 async def test_a_router_that_stops_gives_the_lease_back(tmp_path: Path) -> None:
@@ -333,7 +330,9 @@ async def test_cancelled_at_any_call_another_mover_goes_on(
         assert present.slot_map == entry.slot_map.reassigned(move.slots, "shard-2")
 
 
-async def test_cancelled_at_the_very_moment_at_which_its_lease_is_lost(tmp_path: Path) -> None:
+async def test_cancelled_at_the_very_moment_at_which_its_lease_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Python 3.11 forgets a cancellation then, and the router would wait for its mover for ever."""
     async with moving(tmp_path) as here:
         await here.begun(await here.router.collection())
@@ -347,7 +346,7 @@ async def test_cancelled_at_the_very_moment_at_which_its_lease_is_lost(tmp_path:
             finally:
                 raise Unavailable("it ends badly", Reason.CATALOG_BUSY)
 
-        mover._keep = ends_badly  # type: ignore[method-assign]
+        monkeypatch.setattr(mover, "_keep", ends_badly)
         await held.came.wait()
         task.cancel()
         await asyncio.wait([task])
@@ -497,10 +496,12 @@ async def test_a_collection_that_is_deleted_under_way(
         assert first.problem == "the collection was deleted"
 
 
+def _always(answer: Any, _request: Any) -> Any:
+    return answer
+
+
 async def _begun_for(here: Moving, asked: Rebalance, *entries: Any) -> tuple[Rebalance, list[Move]]:
     """A move of each collection, from shard-1 to shard-2."""
-    from tests.router.catalog.helpers import a_move
-
     moves = [
         a_move(asked, entry, sorted(entry.slot_map.slots_of("shard-1"))[:3], "shard-1", "shard-2")
         for entry in entries
@@ -674,14 +675,11 @@ async def test_a_defect_elsewhere_does_not_end_the_mover(tmp_path: Path) -> None
 async def test_queries_that_do_not_agree_fail_it(tmp_path: Path) -> None:
     async with moving(tmp_path) as here:
         entry = await here.router.collection()
-        here.samples.add(
-            entry.id, QuerySample(b"\0" * 8, 2, types_pb2.Filter().SerializeToString())
-        )
-        for node, ids in ((here.source, ["a", "b"]), (here.target, ["a", "c"])):
-            hits = shard_pb2.ShardQueryResult(ids=ids, distances=[1.0, 2.0 + len(ids[1])])
-            hits.distances[1] = 2.0 if ids[1] == "b" else 3.0
+        here.samples.add(entry.id, QuerySample(b"\0" * 8, 2, b""))
+        for node, second in ((here.source, ("b", 2.0)), (here.target, ("c", 3.0))):
+            hits = shard_pb2.ShardQueryResult(ids=["a", second[0]], distances=[1.0, second[1]])
             answer = shard_pb2.PreviewMoveResponse(results=[hits])
-            node.shard.usual["PreviewMove"] = lambda _, answer=answer: answer
+            node.shard.usual["PreviewMove"] = partial(_always, answer)
         await here.begun(entry, query_agreement=0.9)
         async with here.at_work():
             rebalance, moves = await here.ended()
@@ -694,7 +692,6 @@ async def test_queries_that_do_not_agree_fail_it(tmp_path: Path) -> None:
 
 async def test_a_drain_takes_along_what_came_meanwhile(tmp_path: Path) -> None:
     async with moving(tmp_path, 3, records=0) as here:
-        here.source.records = 0
         papers = await here.router.collection("shard-2", name="papers")
         shards = [node.shard for node in here.nodes.values()]
         count_records(shards, papers)
@@ -706,7 +703,7 @@ async def test_a_drain_takes_along_what_came_meanwhile(tmp_path: Path) -> None:
         async with here.at_work():
             rebalance, moves = await here.ended()
         assert rebalance.state is DONE
-        assert moves[0] == moves[0] and moves[0].id == moved.id
+        assert moves[0].id == moved.id
         assert len(moves) > 1, "there were more slots than were planned first"
         assert set(stages(moves)) == {Stage.TRIMMED}
         assert [move.number for move in moves] == list(range(len(moves)))
@@ -776,10 +773,9 @@ async def test_idle_is_called_only_while_nothing_is_to_be_moved(tmp_path: Path) 
             assert await here.catalog.moves.holder(now_us()) == ""
 
 
-Refusal = Callable[[Moving], Awaitable[object]]
-
-
-async def test_a_foreign_refusal_is_shown_and_tried_again(tmp_path: Path) -> None:
+async def test_a_refusal_is_shown_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with moving(tmp_path) as here:
         await here.begun(await here.router.collection())
         no_room = NotAllowed("scripted: the disk is full", Reason.NO_ROOM)
@@ -791,7 +787,7 @@ async def test_a_foreign_refusal_is_shown_and_tried_again(tmp_path: Path) -> Non
             seen.append(text)
             await set_problem(lease, rebalance, text)
 
-        here.catalog.moves.set_problem = noting  # type: ignore[method-assign]
+        monkeypatch.setattr(here.catalog.moves, "set_problem", noting)
         async with here.at_work():
             rebalance, _ = await here.ended()
         assert (rebalance.state, rebalance.problem) == (DONE, "")
