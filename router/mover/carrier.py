@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from chroma_router.v1 import shard_pb2
-from chroma_router.wire.errors import ClusterError, NotAllowed, Reason, Stale
+from chroma_router.wire.errors import ClusterError, DeadlineExpired, NotAllowed, Reason, Stale
 from chroma_router.wire.slots import slots_to_bitmap
 from router.catalog import Catalog
 from router.cluster import Cluster, Shard
@@ -137,7 +137,7 @@ class Carrier:
         await self._granted(self.move.target)
         await self._granted(self.move.source)
         answer = await self._target.client.moves.begin_arrival(
-            self._ref, afresh=step.afresh, timeout=CALL_TIMEOUT
+            self._ref, afresh=step.afresh, timeout=self._timeout
         )
         return steps.Arrived(answer.applied, answer.ready, answer.applied.copy_done)
 
@@ -157,7 +157,14 @@ class Carrier:
     async def _granted(self, shard: str) -> None:
         """The node of a shard has its present ownership, as far as this run has seen."""
         if shard not in self._has_grant:
-            await self.directory.grant(self.move.collection_id, shard)
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self.directory.grant(self.move.collection_id, shard)
+            except TimeoutError:
+                raise DeadlineExpired(
+                    f"shard {shard} did not take its ownership within {self._timeout:.0f} s",
+                    metadata={"shard": shard},
+                ) from None
             self._has_grant.add(shard)
 
     async def _grant(self) -> None:
@@ -206,7 +213,7 @@ class Carrier:
             compared = _place(chunk) or step.compared
             self._read_ahead(self._read_request(chunk.end, step.compare, compared))
         began = time.monotonic()
-        applied = await self._apply(chunk, CALL_TIMEOUT)
+        applied = await self._apply(chunk)
         # Only what was waited for: a chunk that was read ahead has taken none of the time.
         waited, applying = began - asked, time.monotonic() - began
         self._count(chunk, step.begin)
@@ -229,14 +236,12 @@ class Carrier:
             ),
             FENCE_TIMEOUT,
         )
-        applied = await self._apply(answer.tail, FENCE_TIMEOUT)
+        applied = await self._apply(answer.tail)
         self._count(answer.tail, step.begin)
         return replace(_seen(answer.tail, applied, False), source_records=answer.records)
 
-    async def _apply(
-        self, chunk: shard_pb2.ReadMoveResponse, timeout: float
-    ) -> shard_pb2.ApplyMoveResponse:
-        return await self._target.client.moves.apply_move(self._ref, chunk.chunk, timeout)
+    async def _apply(self, chunk: shard_pb2.ReadMoveResponse) -> shard_pb2.ApplyMoveResponse:
+        return await self._target.client.moves.apply_move(self._ref, chunk.chunk, self._timeout)
 
     async def _read(self, request: shard_pb2.ReadMoveRequest) -> shard_pb2.ReadMoveResponse:
         """The chunk that a request asks for."""
@@ -261,7 +266,7 @@ class Carrier:
             return error  # returned, not raised: perhaps nobody needs the chunk
 
     async def _read_now(self, request: shard_pb2.ReadMoveRequest) -> shard_pb2.ReadMoveResponse:
-        return await self._source.client.moves.read_move(request, CALL_TIMEOUT)
+        return await self._source.client.moves.read_move(request, self._timeout)
 
     def _read_ahead(self, request: shard_pb2.ReadMoveRequest) -> None:
         task = self.tasks.create_task(self._try_to_read(request), name="read-ahead")
@@ -359,6 +364,11 @@ class Carrier:
         return max(1, min(most, self.pace.chunk_records))
 
     # ------------------------------------------------------------------------------ who and what
+
+    @property
+    def _timeout(self) -> float:
+        """Seconds for one call: short while clients may be held by a fence."""
+        return FENCE_TIMEOUT if self.move.stage is Stage.FENCED else CALL_TIMEOUT
 
     @property
     def _source(self) -> Shard:
