@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from chroma_router.v1 import shard_pb2
-from chroma_router.wire.errors import ClusterError, DeadlineExpired, NotAllowed, Reason, Stale
+from chroma_router.wire.errors import ClusterError, DeadlineExpired, NotAllowed, Reason
 from chroma_router.wire.slots import slots_to_bitmap
 from router.catalog import Catalog
 from router.cluster import Cluster, Shard
@@ -80,13 +80,6 @@ class Carrier:
 
     async def do(self, step: steps.Step) -> steps.Answer:
         """Does one step. Raises ClusterError: its outcome may be unknown, and the run is over."""
-        try:
-            return await self._do(step)
-        except Stale as stale:
-            await self._given_anew(stale)
-            raise
-
-    async def _do(self, step: steps.Step) -> steps.Answer:
         match step:
             case steps.Enter():
                 self.move = await self.catalog.moves.enter(
@@ -178,16 +171,6 @@ class Carrier:
                 raise refused[shard]
         for shard, error in refused.items():
             log.warning("epoch_not_told", shard=shard, error=error.message)
-
-    async def _given_anew(self, stale: Stale) -> None:
-        """A node that began anew takes no part in a move until it is told what it owns. Where no
-        client asks it for anything (a target owns nothing yet) nobody else does; the next run then
-        finds it ready."""
-        shard = stale.metadata.get("shard", "")
-        began_anew = stale.reason in {Reason.STALE_EPOCH, Reason.STALE_BOOT}
-        if began_anew and shard in {self.move.source, self.move.target}:
-            with contextlib.suppress(ClusterError):
-                await self.directory.grant(self.move.collection_id, shard)
 
     # ------------------------------------------------------------------------------ the stream
 

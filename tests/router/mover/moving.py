@@ -49,19 +49,20 @@ class MovingNode:
         self.cursors: dict[str, shard_pb2.MoveCursor] = {}
         for method in ("Capture", "Arrival"):
             shard.usual[f"Begin{method}"] = self._guarded(getattr(self, f"_begin_{method.lower()}"))
-            shard.usual[f"End{method}"] = self._guarded(getattr(self, f"_end_{method.lower()}"))
+            end = getattr(self, f"_end_{method.lower()}")
+            shard.usual[f"End{method}"] = self._guarded(end, owned=False)
         shard.usual["ReadMove"] = self._guarded(self._read)
         shard.usual["FenceSlots"] = self._guarded(self._fence)
         shard.usual["FenceReads"] = self._guarded(self._fence_reads)
         shard.usual["ApplyMove"] = self._guarded(self._apply)
         shard.usual["DropSlots"] = self._guarded(self._drop)
 
-    def _guarded(self, answer: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def _guarded(self, answer: Callable[[Any], Any], *, owned: bool = True) -> Callable[[Any], Any]:
         def guarded(request: Any) -> Any:
             if request.move.token < self.token:
                 raise Stale("scripted: a higher token was seen", Reason.STALE_TOKEN)
             self.token = request.move.token
-            if not self.shard.epochs.get(request.move.collection_id):
+            if owned and not self.shard.epochs.get(request.move.collection_id):
                 raise self.shard.stale(0)
             return answer(request)
 
@@ -132,6 +133,13 @@ class MovingNode:
             differences=differences,
             differing=["id-7: other documents"] * bool(differences),
         )
+
+    def all_here(self, move: Move) -> shard_pb2.MoveCursor:
+        """As if the move had brought everything; the cursor."""
+        cursor = shard_pb2.MoveCursor(capture_id="capture", copy_done=True)
+        cursor.copied.sequence = self.records
+        self.cursors[move.id], self.arrived[move.id] = cursor, self.records
+        return cursor
 
     # --------------------------------------------------------------------------------- either one
 

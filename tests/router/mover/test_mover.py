@@ -623,9 +623,8 @@ async def test_another_moves_fence_is_not_held_against_it(
         second = moves[1]
         for stage in (Stage.COPYING, Stage.CATCHING_UP, Stage.VERIFIED, Stage.FENCED):
             second = await here.catalog.moves.enter(lease, second, stage)
-        here.target.cursors[second.id] = shard_pb2.MoveCursor()
+        here.target.all_here(second)
         await here.catalog.moves.release(lease)
-        await here.router.directory.grant(entry.id, "shard-2")
         async with here.at_work(mover):
             rebalance, moves = await here.ended()
         assert (rebalance.state, moves[1].stage) == (DONE, Stage.TRIMMED)
