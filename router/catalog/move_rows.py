@@ -96,6 +96,15 @@ def moves_of(db: sqlite3.Connection, rebalance_id: str) -> list[MoveRow]:
     return [_decode_move(row) for row in rows]
 
 
+def next_move(db: sqlite3.Connection, rebalance_id: str) -> MoveRow | None:
+    """The first move of a rebalance that has not ended, with how far it has come."""
+    row = db.execute(
+        f"{_SELECT_MOVE} WHERE rebalance_id = ? AND {_UNENDED} ORDER BY number LIMIT 1",
+        (rebalance_id,),
+    ).fetchone()
+    return None if row is None else _decode_move(row)
+
+
 def unended_moves(db: sqlite3.Connection) -> list[Move]:
     """The moves that have not ended, in their order."""
     rows = db.execute(f"{_SELECT_MOVE} WHERE {_UNENDED} ORDER BY rebalance_id, number")

@@ -134,6 +134,18 @@ class MoveStore:
             lambda db: _with_moves(db, move_rows.unended_rebalance(db))
         )
 
+    async def current(self) -> tuple[Rebalance, MoveRow | None] | None:
+        """The rebalance that has not ended, with the first of its moves that has not, if any.
+
+        What a mover asks for again and again: it costs the same however many moves there are.
+        """
+
+        def read(db: sqlite3.Connection) -> tuple[Rebalance, MoveRow | None] | None:
+            rebalance = move_rows.unended_rebalance(db)
+            return None if rebalance is None else (rebalance, move_rows.next_move(db, rebalance.id))
+
+        return await self._connection.read(read)
+
     async def pause(self) -> Rebalance:
         """Has the mover stop where a move may wait. Idempotent.
 

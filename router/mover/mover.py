@@ -9,7 +9,7 @@ nothing else that would be missed: all that a move has reached is in the catalog
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
@@ -100,7 +100,7 @@ class Mover:
                     await self._wake.wait()
 
     async def _look(self) -> None:
-        found = await self._catalog.moves.running()
+        found = await self._catalog.moves.current()
         if found is None:
             await self._parts.idle()
             return
@@ -169,7 +169,7 @@ class Mover:
         log.warning("move_delayed", error=error.message, failures=self._failed + 1)
         self._failed += 1
         with contextlib.suppress(ClusterError):
-            found = await self._catalog.moves.running()
+            found = await self._catalog.moves.current()
             if found is not None and error.reason is not Reason.CONFLICT:
                 await self._catalog.moves.set_problem(lease, found[0].id, error.message)
         pause = backoff(self._failed - 1, RETRY_BASE, RETRY_CAP, jitter=0.5)
@@ -182,19 +182,18 @@ class Mover:
     async def _run_next(self, lease: Lease, tasks: asyncio.TaskGroup) -> bool:
         """Carries on what is next; False when nothing is left to do here."""
         moves = self._catalog.moves
-        found = await moves.running()
+        found = await moves.current()
         if found is None or _waits(*found):
             return False
-        rebalance, rows = found
-        open_moves = [row for row in rows if not row[0].ended]
-        if not open_moves:
+        rebalance, under_way = found
+        if under_way is None:
             wanted = rebalance.state is not RebalanceState.CANCELLING
             if wanted and await self._parts.planning.more(lease, rebalance):
                 return True
             ended = await moves.finish(lease, rebalance, _now())
             log.info("rebalance_ended", rebalance=ended.id, state=ended.state)
             return False
-        move, progress = open_moves[0]
+        move, progress = under_way
         self._note_fence(move)
         if self._fenced is not None and self._fence_left() <= 0:
             why = "it could not be switched in time, and writes were being held; start it again"
@@ -302,11 +301,11 @@ class _Watch:
         if revision == self._revision:
             return
         self._revision = revision
-        found = await self._catalog.moves.running()
+        found = await self._catalog.moves.current()
         if found is None:
             raise _Interrupted
-        present, rows = found
-        if any(row.id == move.id and row.stage is not move.stage for row, _ in rows):
+        present, under_way = found
+        if under_way is None or (under_way[0].id, under_way[0].stage) != (move.id, move.stage):
             raise _Interrupted  # it was cancelled, or its collection is being deleted
         before = self._rebalance
         if (present.state, present.records_per_second, present.query_agreement) != (
@@ -315,14 +314,10 @@ class _Watch:
             raise _Interrupted
 
 
-def _waits(rebalance: Rebalance, rows: Sequence[MoveRow]) -> bool:
+def _waits(rebalance: Rebalance, under_way: MoveRow | None) -> bool:
     """Whether it is paused, and is where it may be: not while calls are held, nor half undone."""
-    under_way = next((move for move, _ in rows if not move.ended), None)
-    return (
-        rebalance.state is RebalanceState.PAUSED
-        and under_way is not None
-        and under_way.stage in PAUSABLE
-    )
+    paused = rebalance.state is RebalanceState.PAUSED
+    return paused and under_way is not None and under_way[0].stage in PAUSABLE
 
 
 def _gave_up(rebalance: Rebalance, move: Move) -> bool:

@@ -64,6 +64,21 @@ async def _refused(call: Awaitable[object], reason: Reason, words: str = "") -> 
     assert words in refused.value.message
 
 
+async def test_what_is_next_is_the_first_move_that_has_not_ended(catalog: Catalog) -> None:
+    entry = await _made(catalog)
+    assert await catalog.moves.current() is None
+    rebalance, (first, second) = await _begun(catalog, entry, 2)
+    lease = await leased(catalog)
+    for expected in (first, second):
+        assert await catalog.moves.current() == (rebalance, (expected, MoveProgress()))
+        await catalog.moves.note(lease, expected.id, MoveProgress(copied_records=7))
+        assert await catalog.moves.current() == (rebalance, (expected, MoveProgress(7)))
+        await catalog.moves.enter(lease, expected, Stage.CANCELLED)
+    assert await catalog.moves.current() == (rebalance, None)
+    await catalog.moves.finish(lease, rebalance, NOW)
+    assert await catalog.moves.current() is None
+
+
 async def test_a_rebalance_from_its_beginning_to_its_end(catalog: Catalog) -> None:
     entry = await _made(catalog)
     assert await catalog.moves.newest() is None

@@ -759,7 +759,7 @@ async def test_idle_is_called_only_while_nothing_is_to_be_moved(tmp_path: Path) 
         calls = asyncio.Semaphore(0)
 
         async def idle() -> None:
-            found = await here.catalog.moves.running()
+            found = await here.catalog.moves.current()
             assert found is None
             calls.release()
 
