@@ -143,6 +143,15 @@ class Arrived:
 
     applied: Cursor
     ready: bool
+    copy_done: bool
+    """Of `applied`: everything that was there when the capture began has come. A target whose
+    directory was replaced is ready too, to be brought everything again."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether the target still has what COPYING brought. Else nothing that was compared counts:
+        what is copied anew has to be compared anew."""
+        return self.ready and self.copy_done
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +287,7 @@ def _copying(move: Move) -> Run:
 
 def _catching_up(move: Move) -> Run:
     arrived = _is(Arrived, (yield Arrive()))
-    if not arrived.ready:
+    if not arrived.kept:
         return _is(Move, (yield Enter(Stage.COPYING)))
     cursor, compared = arrived.applied, None
     while True:
@@ -298,7 +307,7 @@ def _catching_up(move: Move) -> Run:
 
 def _verified(move: Move) -> Run:
     arrived = _is(Arrived, (yield Arrive()))
-    if not arrived.ready:  # what was compared is gone
+    if not arrived.kept:  # what was compared is gone
         return _is(Move, (yield Enter(Stage.COPYING)))
     cursor = arrived.applied
     for _ in range(MOST_CATCH_UPS):
@@ -314,7 +323,7 @@ def _verified(move: Move) -> Run:
 
 def _fenced(move: Move) -> Run:
     arrived = _is(Arrived, (yield Arrive()))
-    if not arrived.ready:
+    if not arrived.kept:
         return _is(Move, (yield Enter(Stage.CANCELLING, _LOST)))
     source_records = -1
     seen = yield Fence(arrived.applied)
@@ -347,7 +356,7 @@ def _cancelling(move: Move) -> Run:
     while not _is(bool, (yield Drop(move.target))):
         pass
     yield EndArrival()
-    return _is(Move, (yield Enter(Stage.CANCELLED)))
+    return _is(Move, (yield Enter(Stage.CANCELLED, move.problem)))  # which says why
 
 
 _STAGES = {
