@@ -138,6 +138,12 @@ fuzz: venv ## hostile messages to every call of a running cluster (FUZZ_SECONDS=
 model-test: venv ## 5,000 random operations on a cluster and on one Chroma must answer alike (ARGS="--seed 7 --shards 5")
 	$(BIN)/python -m tests.model.run $(ARGS)
 
+SEEDS ?= 100000
+
+.PHONY: sim
+sim: venv ## moves under faults, simulated (SEEDS=100000 WORKERS=2; ARGS="--first 7", "--seed 7" prints one)
+	$(BIN)/python -m tests.sim.run --seeds $(SEEDS) --workers $(WORKERS) $(ARGS)
+
 # --- work ----------------------------------------------------------------------------------------
 
 .PHONY: demo
