@@ -92,8 +92,11 @@ class Queries:
                     return await self._index.run(answer.direct, nearest)
             scored = await self._scored(search)
         except EngineRefused as refused:
-            if search.ids is not None and refused.kind == "InternalError" and not last:
-                return None  # "Error finding id": an id of the filter has been deleted
+            chosen = search.ids is not None or search.filter.where or search.filter.where_document
+            if chosen and refused.kind == "InternalError" and not last:
+                # "Error finding id": a record that the filter had chosen has been deleted, by a
+                # client or by a move, before the engine searched.
+                return None
             raise
         records: dict[str, bytes] | None = None
         if include:

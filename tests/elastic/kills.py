@@ -25,7 +25,7 @@ from tests.elastic.operators import ENDED, NotInTime, current
 from tests.elastic.verdicts import Verdict, correctness, faults_text, latency_table
 from tests.elastic.victims import Victim, strike
 from tests.elastic.workload import Load
-from tests.elastic.world import World, loaded_world
+from tests.elastic.world import World, loaded_world, run_to_the_end
 
 RECORDS = 3000
 
@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
     print(f"seed {seed}", flush=True)
-    killed = asyncio.run(kill_rounds(seed, plans(seed, args.rounds), args.records))
+    killed = run_to_the_end(kill_rounds(seed, plans(seed, args.rounds), args.records))
     print(killed.report)
     failed = [verdict for verdict in killed.verdicts if not verdict.passed]
     for verdict in failed:

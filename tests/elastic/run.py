@@ -14,7 +14,7 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from tests.elastic.verdicts import (
     of_steps,
 )
 from tests.elastic.workload import Load
-from tests.elastic.world import World, loaded_world
+from tests.elastic.world import World, loaded_world, run_to_the_end
 
 BEFORE = "before"
 _WARM_UP_SECONDS = 3.0
@@ -121,7 +121,7 @@ async def _under_load(world: World, options: Options) -> list[Step]:
 
 async def _idle_copy(world: World, options: Options) -> tuple[Step, Verdict]:
     """The rate of a rebalance that nobody disturbs, and the engine's own for as many records."""
-    step = await grow(world, "shard-5")
+    step = replace(await grow(world, "shard-5"), name="idle, 3 -> 4")
     corpus = None if options.corpus is None else str(options.corpus)
     bulk = await bulk_rate(max(1000, step.moved), corpus)
     return step, of_copy(step.copy_rate, bulk)
@@ -169,10 +169,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         not args.no_idle_copy,
     )
     begun = time.monotonic()
-    outcome = asyncio.run(prove(options))
+    outcome = run_to_the_end(prove(options))
     verdicts, report = list(outcome.verdicts), outcome.report
     if args.kills:
-        killed = asyncio.run(kill_rounds(seed, plans(seed, _KILL_ROUNDS)))
+        killed = run_to_the_end(kill_rounds(seed, plans(seed, _KILL_ROUNDS)))
         verdicts += killed.verdicts
         report += "\n" + killed.report
     print(report)

@@ -1,15 +1,17 @@
 """A cluster of its own with two routers, the corpus in it, and the clients that check it."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import chroma_router
 from chroma_router.retry import RetryPolicy
@@ -22,6 +24,8 @@ from tests.elastic.shared import Shared
 from tests.elastic.whole import check_whole
 from tests.elastic.workload import Load, Workload
 from tests.support.cluster import RunningCluster, running_cluster
+
+R = TypeVar("R")
 
 NAME = "elastic"
 SHARDS = 2
@@ -207,6 +211,21 @@ async def _add(client: Client, corpus: Corpus, tokens: list[int]) -> None:
         metadatas=[dict(seed.metadata) for seed in seeds],
         documents=None if None in documents else documents,
     )
+
+
+def run_to_the_end(work: Coroutine[Any, Any, R]) -> R:
+    """Runs it on an event loop. SIGTERM and SIGINT cancel it, so that what it started is ended."""
+
+    async def guarded() -> R:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    try:
+        return asyncio.run(guarded())
+    except asyncio.CancelledError:
+        raise SystemExit("stopped") from None
 
 
 def kill(pid: int) -> None:

@@ -307,7 +307,12 @@ class Rig:
         """A new collection, described and owned, placed on these shards (none named: on all)."""
         placed = shards or tuple(self.shards)
         entry, _ = await self.catalog.create_collection(new(name, shards=placed), False)
-        return await self.directory.refresh(entry.id)
+        for _ in range(20):
+            try:
+                return await self.directory.refresh(entry.id)
+            except Unavailable:  # a first connection takes long on a machine that is busy
+                continue
+        raise AssertionError("none of the shards ever answers")
 
     async def forget_shard(self, name: str) -> None:
         """Takes a shard out of the catalog, as an operator may once it owns nothing."""

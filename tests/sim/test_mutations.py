@@ -12,6 +12,8 @@ import pytest
 from tests.sim.options import NO_MUTATION, Mutations, Options
 from tests.sim.world import simulate
 
+pytestmark = pytest.mark.timeout(180)
+
 _BUSY = Options(
     clients=4, operations=20, think=4.0, moves=2, lost=0.0, late=0.0, cut=0.0, node_crash=0.0,
     router_crash=0.0, stall=0.0, cancel=0.0, pause=0.0, wipe=0.0,
@@ -46,7 +48,7 @@ SCENARIOS: dict[str, tuple[Options, int]] = {
             look=0.7,
             operations=30,
         ),
-        250,
+        150,
     ),
     # The source learns of the switch late, some routers later still.
     "no_read_fence": (
@@ -82,7 +84,6 @@ def test_the_simulation_fails_without(name: str, strict: bool) -> None:
     ), f"{name} is not found within {seeds} seeds"
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_and_holds_with_it(name: str) -> None:
     options, seeds = SCENARIOS[name]

@@ -11,6 +11,8 @@ from tests.sim.options import Mutations
 from tests.sim.records import Kind, Request
 from tests.sim.world import simulate
 
+pytestmark = pytest.mark.timeout(180)
+
 FIXED, NEW = 1600, 400
 PARTS = 8
 
@@ -89,7 +91,8 @@ NEVER = float("inf")
         ([Seen(0, 1, PUT), Seen(2, 3, GONE), Seen(4, 5, None, IS_PUT)], False),  # returned
         ([Seen(0, 1, PUT), Seen(2, 3, PATCHED), Seen(4, 5, None, IS_PATCHED)], True),
         ([Seen(0, 1, PATCHED), Seen(2, 3, PUT), Seen(4, 5, None, IS_PATCHED)], False),
-        ([Seen(0, 3, PATCHED), Seen(2, 5, PUT), Seen(6, 7, None, IS_PATCHED)], False),  # sequence
+        ([Seen(0, 3, PATCHED), Seen(2, 5, PUT), Seen(6, 7, None, IS_PATCHED)], True),
+        ([Seen(0, 1, PUT), Seen(2, 3, None, (2, *IS_PUT[1:]))], False),  # another sequence
     ],
 )
 def test_what_is_linearizable(seen: list[Seen], possible: bool) -> None:
