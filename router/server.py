@@ -28,7 +28,7 @@ from router.core.sequence import SequenceClock
 from router.directory import Directory
 from router.loads import LastHeard
 from router.mover.agreement import QueryComparison
-from router.mover.mover import Mover, MoverParts
+from router.mover.mover import UNFENCE_SECONDS, Mover, MoverParts
 from router.mover.spread import AutoSpread
 from router.planning import Planning, new_rebalance
 from router.reaper import Reaper
@@ -184,7 +184,9 @@ async def _serve(
         draining.set()
         await health_servicer.enter_graceful_shutdown()
         await server.stop(settings.shutdown_grace_seconds)
-        moving.cancel()  # what it has reached is in the catalog; another router goes on from there
+        mover.stop()
+        await asyncio.wait([moving], timeout=UNFENCE_SECONDS)
+        moving.cancel()
         await asyncio.wait([moving])
     finally:
         reaper.stop()

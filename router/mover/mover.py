@@ -76,6 +76,7 @@ class Mover:
         self._parts = parts
         self._catalog = parts.catalog
         self._wake = asyncio.Event()
+        self._stopping = False
         self._lease: Lease | None = None
         self._failed = 0
         self._fenced: tuple[str, float] | None = None
@@ -85,9 +86,15 @@ class Mover:
         """A rebalance was begun, or changed, through this router."""
         self._wake.set()
 
+    def stop(self) -> None:
+        """Makes `run` return as soon as no calls are held, and give the lease back: another router
+        goes on from there."""
+        self._stopping = True
+        self._wake.set()
+
     async def run(self) -> None:
-        """Until it is cancelled."""
-        while True:
+        """Until it is stopped or cancelled."""
+        while not self._stopping:
             self._wake.clear()  # first: what is begun while it looks, is looked at again
             try:
                 await self._look()
@@ -95,9 +102,10 @@ class Mover:
                 log.warning("mover_delayed", error=error.message)
             except Exception as error:  # a defect here must not end the router
                 log.error("mover_failed", exc_info=error)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
-                    await self._wake.wait()
+            if not self._stopping:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await self._wake.wait()
 
     async def _look(self) -> None:
         found = await self._catalog.moves.current()
@@ -186,6 +194,8 @@ class Mover:
         if found is None or _waits(*found):
             return False
         rebalance, under_way = found
+        if self._stopping and (under_way is None or under_way[0].stage is not Stage.FENCED):
+            return False
         if under_way is None:
             wanted = rebalance.state is not RebalanceState.CANCELLING
             if wanted and await self._parts.planning.more(lease, rebalance):
@@ -266,6 +276,8 @@ class Mover:
             while not isinstance(step, Move):
                 answer = await self._done(carrier, step)
                 if _gave_up(rebalance, carrier.move):
+                    raise _Interrupted
+                if self._stopping and carrier.move.stage is not Stage.FENCED:
                     raise _Interrupted
                 await watch.obey(carrier.move)
                 if (

@@ -288,6 +288,27 @@ async def test_a_router_that_stops_gives_the_lease_back(tmp_path: Path) -> None:
         held.let_go()
 
 
+@pytest.mark.parametrize(
+    ("method", "left_at"),
+    [("ReadMove", Stage.COPYING), ("FenceSlots", Stage.SWITCHED)],
+    ids=["while it copies", "while calls are held"],
+)
+async def test_told_to_stop_it_leaves_no_call_held(
+    tmp_path: Path, method: str, left_at: Stage
+) -> None:
+    async with moving(tmp_path) as here:
+        await here.begun(await here.router.collection(), 2)
+        held = Held(here.source.shard, method)
+        mover = here.mover()
+        task = asyncio.create_task(mover.run())
+        await held.came.wait()
+        mover.stop()
+        held.let_go()
+        await task
+        assert await here.catalog.moves.holder(now_us()) == ""
+        assert stages((await here.newest())[1]) == [left_at, Stage.PLANNED]
+
+
 AWAITS = [
     ("shard-1", "BeginCapture"),
     ("shard-2", "BeginArrival"),
