@@ -4,9 +4,11 @@ Called by the single writer only, one group at a time. It owns no task and no qu
 """
 
 import time
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import TypeVar
 
 import structlog
@@ -204,8 +206,9 @@ class Committer:
     async def _delete_in_steps(self, holding: Holding, part: _Part) -> None:
         """A delete of what matches now, or of many ids: as many steps as the engine's bound asks.
 
-        Every step remembers what it deleted, the last one also that the operation is complete: a
-        repeat after a crash between two of them deletes the rest and counts both.
+        Slot by slot, and every step remembers what it deleted and which slots it has completed; the
+        last one completes all. So a repeat after a crash between two of them deletes the rest and
+        counts both, and leaves alone what was written again in the meantime (invariant 8).
         """
         write = part.write
         found = list(write.ids)
@@ -214,10 +217,9 @@ class Committer:
                 holding.physical, write.ids or None, write.where, write.where_document
             )
         rows = [(i, slot) for i, slot in ((i, slot_of(i)) for i in found) if slot in part.covers]
-        for at in range(0, max(1, len(rows)), ENGINE_ROWS):
-            chunk, last = rows[at : at + ENGINE_ROWS], at + ENGINE_ROWS >= len(rows)
-            covers = part.covers if last else frozenset()
-            await self._commit(holding, [replace(part, write=_of(write, chunk), covers=covers)])
+        for chunk, completed in _steps(rows, part.covers):
+            step = replace(part, write=_of(write, chunk), covers=completed)
+            await self._commit(holding, [step])
         part.write = _of(write, rows)
 
     async def _commit(self, holding: Holding, parts: Sequence[_Part]) -> None:
@@ -229,6 +231,26 @@ class Committer:
 
     async def _in_writer(self, work: Callable[..., _T], *arguments: object) -> _T:
         return await in_writer(self._writer, work, *arguments)
+
+
+def _steps(
+    rows: Sequence[tuple[str, int]], covers: frozenset[int]
+) -> Iterator[tuple[Sequence[tuple[str, int]], frozenset[int]]]:
+    """The (id, slot) rows in pieces that the engine takes, with the slots that each completes.
+
+    At least one, and the last completes all of `covers`. Only a slot of more rows than the engine
+    takes is in two pieces.
+    """
+    rows = sorted(rows, key=itemgetter(1))
+    begin = 0
+    while len(rows) - begin > ENGINE_ROWS:
+        end = begin + ENGINE_ROWS
+        next_slot = rows[end][1]
+        first = bisect_left(rows, next_slot, begin, end, key=itemgetter(1))
+        end = first if first > begin else end
+        yield rows[begin:end], frozenset(slot for _, slot in rows[begin:end]) - {next_slot}
+        begin = end
+    yield rows[begin:], covers
 
 
 def refusal(error: ClusterError) -> shard_pb2.OperationResult:

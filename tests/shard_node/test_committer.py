@@ -6,12 +6,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chroma_router.wire.errors import Reason, Unavailable
 from chroma_router.wire.records import RecordColumns
 from chroma_router.wire.slots import slot_of
+from shard_node import committer
 from shard_node.committer import Committer
 from shard_node.engine import Engine, EngineRefused
 from shard_node.holdings import Grant, Holding, Holdings
@@ -199,3 +203,24 @@ async def test_what_is_only_staged_is_not_told(bench: Bench) -> None:
         assert (known.slots, known.deleted, known.digest) == (frozenset({1}), 1, -5)
     finally:
         index.close()
+
+
+@given(
+    slots=st.lists(st.integers(0, 6), max_size=60),
+    most=st.integers(1, 12),
+)
+def test_a_delete_in_steps_completes_slot_by_slot(slots: list[int], most: int) -> None:
+    rows = [(f"r{n}", slot) for n, slot in enumerate(slots)]
+    covers = frozenset(range(8))
+    with mock.patch.object(committer, "ENGINE_ROWS", most):
+        steps = list(committer._steps(rows, covers))
+    assert sorted(row for step, _ in steps for row in step) == sorted(rows)
+    assert all(len(step) <= most for step, _ in steps)
+    assert steps[-1][1] == covers
+    for at, (step, completed) in enumerate(steps[:-1]):
+        later = {slot for rest, _ in steps[at + 1 :] for _, slot in rest}
+        done = {slot for _, slot in step} - later
+        assert completed == done
+        # Only one slot is in two pieces, and only because it alone is too large for one.
+        in_two = {slot for _, slot in step} & later
+        assert not in_two or (len(step) == most and {slot for _, slot in step} == in_two)
