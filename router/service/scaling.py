@@ -301,8 +301,7 @@ class ScalingService:
         rebalance, rows = newest
         if expected is not None and rebalance.id != expected.id:  # another has begun already
             rebalance, rows = expected, []
-        entries = await self._catalog.all_collections()
-        names = {e.id: e.name for e in entries if e.state is CollectionState.ACTIVE}
+        names = await self._catalog.collection_names()  # asked often: `rebalance status --watch`
         return rebalance_message(
             rebalance, rows, names, await self._catalog.moves.holder(_now_us())
         )
