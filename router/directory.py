@@ -151,14 +151,31 @@ class Directory:
                 f"none of the shards of collection [{entry.name}] answers; repeat when one is back",
                 retry_after=1.0,
             )
-        try:
-            return await self._catalog.update_collection(
-                entry,
-                configuration_json=described[0].configuration_json,
-                schema_json=described[0].schema_json,
-            )
-        except Stale:
-            return await self._catalog.collection(entry.id)
+        return await self._with_description(entry, described[0])
+
+    async def _with_description(
+        self, entry: CollectionEntry, described: shard_pb2.SetOwnershipResponse
+    ) -> CollectionEntry:
+        """Puts what an engine says of a new collection into the catalog, unless it is there."""
+        texts = entry.configuration_json, entry.schema_json
+        for _ in range(LEARN_ROUNDS):
+            try:
+                return await self._catalog.update_collection(
+                    entry,
+                    configuration_json=described.configuration_json,
+                    schema_json=described.schema_json,
+                )
+            except Stale:
+                entry = await self._catalog.collection(entry.id)
+            if (entry.configuration_json, entry.schema_json) != texts:
+                return entry  # another router was first
+            # Something else of it has changed, such as its slot map where a shard was given up: it
+            # is of a higher version now, at which nobody would ask for its description again.
+        raise Stale(
+            f"collection [{entry.name}] kept being changed; repeat the request",
+            Reason.CONFLICT,
+            retry_after=1.0,
+        )
 
     async def push(self, entry: CollectionEntry) -> None:
         """Tells every shard of a collection its newest definition.

@@ -12,7 +12,7 @@ from chroma_router.wire.errors import ClusterError, DeadlineExpired, Reason, Una
 from chroma_router.wire.slots import SLOT_COUNT
 from router.catalog import Catalog
 from router.cluster import Cluster, Shard
-from router.concurrency import settled
+from router.concurrency import computed, settled
 from router.core.model import CollectionEntry, CollectionState
 from router.core.planner import CollectionLoad, ShardLoad
 
@@ -74,7 +74,10 @@ async def gather(catalog: Catalog, cluster: Cluster, heard: LastHeard) -> Loads:
     ]
     counts = {name: {c.collection_id: c for c in one.counts} for name, one in told.items()}
     return Loads(
-        collections=tuple(collection_load(entry, counts) for entry in entries),
+        collections=await computed(
+            len(entries) * SLOT_COUNT,
+            lambda: tuple(collection_load(entry, counts) for entry in entries),
+        ),
         shards=tuple(
             ShardLoad(
                 shard.name,
@@ -94,10 +97,12 @@ def collection_load(
 ) -> CollectionLoad:
     """One collection, from what each shard counts by collection: a slot has what its owner has."""
     mine = {shard: told[entry.id] for shard, told in counts.items() if entry.id in told}
-    records = tuple(
-        mine[owner].counts[slot] if owner in mine else 0  # the owner has not got it yet
-        for slot, owner in enumerate(entry.slot_map.owners)
-    )
+    nothing = [0] * SLOT_COUNT  # of an owner that has not got it yet
+    by_slot = {
+        shard: list(mine[shard].counts) if shard in mine else nothing
+        for shard in entry.slot_map.shards
+    }
+    records = tuple(by_slot[owner][slot] for slot, owner in enumerate(entry.slot_map.owners))
     assert len(records) == SLOT_COUNT
     return CollectionLoad(
         id=entry.id,

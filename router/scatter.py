@@ -206,7 +206,10 @@ class ReadPath:
             why = "has slots that are moving away and did not let go of them"
         try:
             async with asyncio.timeout(until - began):
-                return await self._directory.reconcile(entry, refused)
+                newest = await self._directory.reconcile(entry, refused)
+            if newest.slot_map.epoch > entry.slot_map.epoch:
+                fenced_until.clear()  # that fence is gone; the next one is another move's
+            return newest
         except TimeoutError:
             away[shard] = Unavailable(
                 f"shard {shard} {why} within {time.monotonic() - began:.3f} s; repeat the request",
@@ -247,10 +250,11 @@ class ReadPath:
                 left = max(0.0, deadline - time.monotonic()) + OWN_EXPIRY_SECONDS
                 async with asyncio.timeout(left):
                     if refused is not None:
-                        began, held = time.monotonic(), refused.reason is Reason.SLOTS_FENCED
+                        held = refused.reason is Reason.SLOTS_FENCED
                         entry = await reconcile(entry, refused)
-                        if held:
-                            patience = min(deadline, patience + time.monotonic() - began)
+                        if held:  # the window begins anew, for all were there until now
+                            patience = min(deadline, time.monotonic() + UNAVAILABLE_WINDOW)
+                        refused = None
                     entry = await self._directory.usable(entry)
                     return await read(entry)
             except Stale as error:

@@ -193,13 +193,15 @@ class WritePath:
         """Sends round after round, until no part is refused as stale."""
         this = _Round(entry, write, range(len(write.ids)))
         refused: list[Refused] = []
-        rounds, held = 0, False
+        rounds = 0
         while rounds < STALE_ROUNDS:
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                     if refused:
                         this = await self._rerouted(this, course, refused, choose)
-                    this, parts = await self._submitted(this, choose, deadline, held=held)
+                    this, parts = await self._submitted(
+                        this, choose, deadline, admitted=bool(refused)
+                    )
             except (TimeoutError, ClusterError) as failure:
                 known = failure if isinstance(failure, ClusterError) else None
                 if refused:
@@ -217,8 +219,7 @@ class WritePath:
                 return
             if not refused:
                 return
-            fenced = [error.reason is Reason.SLOTS_FENCED for _, error in refused]
-            rounds, held = rounds + (not all(fenced)), held or any(fenced)
+            rounds += any(error.reason is not Reason.SLOTS_FENCED for _, error in refused)
         kept_changing = Unavailable("the slot map kept changing; repeat the write", retry_after=1.0)
         course.fail(refused, kept_changing)
 
@@ -266,19 +267,21 @@ class WritePath:
                 found = await self._directory.reconcile(entry, left[0])
                 newest = max(newest, found, key=lambda e: (e.slot_map.epoch, e.version))
                 left.pop(0)
-            except (Unavailable, Stale, DeadlineExpired) as error:
+            except (Unavailable, Stale, DeadlineExpired, Overloaded) as error:
+                # Overloaded: the node's queue is full, and an ownership waits in it like a write.
                 log.info("reconcile_repeated", collection=entry.id, error=error.message)
                 await asyncio.sleep(backoff(attempt, RETRY_BASE, RETRY_CAP, jitter=0.5))
                 attempt += 1
         return newest
 
     async def _submitted(
-        self, this: _Round, choose: Choose | None, deadline: float, *, held: bool
+        self, this: _Round, choose: Choose | None, deadline: float, *, admitted: bool
     ) -> tuple[_Round, list[Part]]:
         """The round as it was sent, and its parts in their queues.
 
-        When many held writes go on at once, a queue may have no room for all of them: one that a
-        fence has `held` waits for it. Raises Overloaded at the deadline, or at once for others;
+        At a switch many writes go on at once, those that a fence has held and those that had waited
+        for the old owner, and the new owner's queue may have no room for all of them: one that was
+        `admitted` before waits for it. Raises Overloaded at the deadline, or at once for others;
         whatever `_submit` raises.
         """
         while True:
@@ -287,7 +290,7 @@ class WritePath:
                 return this, self._submit(this, deadline)
             except Overloaded as full:
                 pause = full.retry_after or 0.0
-                if not held or time.monotonic() + pause >= deadline:
+                if not admitted or time.monotonic() + pause >= deadline:
                     raise
                 await asyncio.sleep(pause)
 

@@ -25,6 +25,9 @@ _T = TypeVar("_T")
 NOBODY = ""
 """The holder of a lease that nobody has."""
 
+FARTHEST_TTLS = 3
+"""A lease ends within one ttl by its holder's clock; the rest is for clocks that differ."""
+
 
 class MoveStore:
     """Rebalances, moves and the lease of one catalog. Reached as `Catalog.moves`.
@@ -44,12 +47,17 @@ class MoveStore:
         under way is refused from now on. It is the time in microseconds where that is higher than
         the last token + 1: so it is above the tokens that nodes have seen, even if this catalog is
         an old copy, or was rebuilt from them.
+
+        A lease that would last for longer than FARTHEST_TTLS times `ttl_us` yet is nobody's: the
+        clock was set back since, and its holder may have died long ago. Should it live, the token
+        keeps it from harm.
         """
         assert holder != NOBODY
 
         def take(db: sqlite3.Connection) -> Lease | None:
             last = move_rows.select_lease(db)
-            if last.holder not in (NOBODY, holder) and last.expires_at > now_us:
+            left = last.expires_at - now_us
+            if last.holder not in (NOBODY, holder) and 0 < left <= FARTHEST_TTLS * ttl_us:
                 return None
             token = max(last.token + 1, now_us)
             return move_rows.update_lease(db, Lease(holder, token, now_us + ttl_us))

@@ -5,6 +5,7 @@ is refused has changed nothing.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,6 +14,7 @@ import structlog
 from chroma_router.v1 import cluster_pb2
 from chroma_router.wire.errors import (
     ClusterError,
+    DeadlineExpired,
     InvalidRequest,
     NotAllowed,
     NotFound,
@@ -20,8 +22,10 @@ from chroma_router.wire.errors import (
     Unavailable,
 )
 from chroma_router.wire.placement import ALL_SHARDS
+from chroma_router.wire.slots import SLOT_COUNT
 from router.catalog import Catalog
 from router.cluster import Cluster
+from router.concurrency import computed
 from router.core.model import CollectionEntry, CollectionState, ShardEntry
 from router.core.planner import seconds
 from router.core.rebalance import Rebalance, RebalanceKind
@@ -43,6 +47,8 @@ log = structlog.get_logger(__name__)
 
 PROBE_SECONDS = 3.0
 """How long a shard that is called lost may take to show that it is not."""
+
+_PROBE_PAUSE = 0.2
 
 
 class ScalingService:
@@ -140,9 +146,14 @@ class ScalingService:
     async def _check_dead(self, name: str) -> None:
         """Raises NotAllowed (SHARD_IN_USE) for a shard whose node answers."""
         await self._cluster.refresh()
+        client = self._cluster.shard(name).client
         try:
             async with asyncio.timeout(PROBE_SECONDS):
-                stats = await self._cluster.shard(name).client.stats()
+                while True:
+                    with contextlib.suppress(Unavailable, DeadlineExpired):
+                        stats = await client.stats()
+                        break
+                    await asyncio.sleep(_PROBE_PAUSE)  # it may be about to serve again
         except (ClusterError, TimeoutError):
             return
         raise NotAllowed(
@@ -193,6 +204,8 @@ class ScalingService:
         """What a rebalance would move, and what comes of it."""
         loads, planned = await self._planning.plan(request.drain)
         names = {load.id: load.name for load in loads.collections}
+        rows = len(loads.collections) * SLOT_COUNT
+        told = await computed(rows, shares, loads.collections, loads.shards, planned.moves)
         return cluster_pb2.PlanRebalanceResponse(
             rebalance=planned_message(planned.moves, names),
             shares=[
@@ -203,7 +216,7 @@ class ScalingService:
                     slots_before=share.slots_before,
                     slots_after=share.slots_after,
                 )
-                for share in shares(loads.collections, loads.shards, planned.moves)
+                for share in told
             ],
             seconds=seconds(planned, await self._measured_rate()),
         )
@@ -288,8 +301,7 @@ class ScalingService:
         rebalance, rows = newest
         if expected is not None and rebalance.id != expected.id:  # another has begun already
             rebalance, rows = expected, []
-        entries = await self._catalog.all_collections()
-        names = {e.id: e.name for e in entries if e.state is CollectionState.ACTIVE}
+        names = await self._catalog.collection_names()  # asked often: `rebalance status --watch`
         return rebalance_message(
             rebalance, rows, names, await self._catalog.moves.holder(_now_us())
         )

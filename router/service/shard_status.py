@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from chroma_router.v1 import cluster_pb2, shard_pb2
 from chroma_router.wire.errors import ClusterError
+from chroma_router.wire.slots import SLOT_COUNT
 from router.cluster import Cluster, Shard
+from router.concurrency import computed
 from router.core.model import CollectionEntry, ShardRole
 from router.loads import LastHeard
 
@@ -21,7 +23,7 @@ async def described(
 ) -> list[cluster_pb2.Shard]:
     """All shards, by name. `entries` are the collections that are not being deleted."""
     names = {entry.id: entry.name for entry in entries}
-    slots = _slots(entries)
+    slots = await computed(len(entries) * SLOT_COUNT, _slots, entries)
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(_described(shard, names, slots[shard.name], heard))

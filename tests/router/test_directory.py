@@ -64,6 +64,21 @@ async def test_whoever_meets_a_collection_first_has_it_described(tmp_path: Path)
         assert len(router.shards["shard-2"].requests("SetOwnership")) == sent
 
 
+async def test_a_slot_map_that_changes_meanwhile_keeps_nothing_undescribed(tmp_path: Path) -> None:
+    """Such as when a dead shard is given up while a collection is being made on it."""
+    async with rig(tmp_path) as router:
+        raw, _ = await router.catalog.create_collection(new(shards=tuple(router.shards)), False)
+
+        async def given_up(_request: object) -> None:
+            await router.catalog.remove_lost_shard("shard-2")
+
+        router.shards["shard-1"].then("SetOwnership", given_up)
+        entry = await router.directory.refresh(raw.id)
+        assert "described" in entry.configuration_json
+        assert entry.slot_map.shards == ("shard-1",)
+        assert await router.catalog.collection(raw.id) == entry
+
+
 async def test_a_collection_that_no_shard_describes(tmp_path: Path) -> None:
     async with rig(tmp_path) as router:
         raw, _ = await router.catalog.create_collection(new(shards=tuple(router.shards)), False)

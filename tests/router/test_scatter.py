@@ -237,6 +237,20 @@ async def test_a_fence_wears_out_neither_rounds_nor_the_window_for_shards_that_a
         assert time.monotonic() - began > 0.2, "longer than the window for the shard that was away"
 
 
+async def test_a_shard_that_goes_away_behind_its_fence_is_waited_for_as_long_as_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scatter, "UNAVAILABLE_WINDOW", 0.5)
+    async with rig(tmp_path, 1) as router:
+        entry = await router.collection()
+        (node,) = router.shards.values()
+        node.then("ShardCount", node.stale(1, Reason.SLOTS_FENCED), *(away() for _ in range(99)))
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="away"):
+            await count(router, entry, 10.0)
+        assert time.monotonic() - began < 3.0
+
+
 async def test_a_fence_that_does_not_end_holds_a_read_until_its_deadline(tmp_path: Path) -> None:
     async with rig(tmp_path) as router:
         entry = await router.collection()
@@ -261,6 +275,33 @@ async def test_a_partial_read_leaves_a_shard_out_whose_fence_does_not_end(
         assert 0.25 < time.monotonic() - began < 2.0
         assert list(call.missing) == ["shard-1"]
         assert "moving away" in call.missing["shard-1"].message
+
+
+async def test_a_partial_read_has_its_patience_for_each_of_several_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scatter, "straggler_patience", lambda *_: 0.5)
+    async with rig(tmp_path) as router:
+        entry = await router.collection()
+        one = router.shards["shard-1"]
+
+        async def fenced_for_the_next(request: shard_pb2.SetOwnershipRequest) -> object:
+            answer = one._own(request)
+            one.fence(await router.catalog.collection(entry.id), reads=True)
+            return answer
+
+        one.fence(entry, reads=True)
+        one.then("SetOwnership", fenced_for_the_next)
+        call = ReadCall(time.monotonic() + 10, allow_partial=True)
+        reads = RecordReads(router.directory, ReadPath(router.cluster, router.directory), Limits())
+        counting = asyncio.create_task(reads.count(call, entry))
+        for slot in (0, 2):
+            await asyncio.sleep(0.35)  # a fence that lasts for most of the patience
+            present = await router.catalog.collection(entry.id)
+            slot_map = present.slot_map.reassigned([slot], "shard-2")
+            router.directory.remember(await router.catalog.replace_slot_map(present, slot_map))
+        assert await counting == 20
+        assert not call.missing
 
 
 async def test_a_read_whose_map_names_a_removed_shard_is_made_with_the_newest(

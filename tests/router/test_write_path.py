@@ -298,6 +298,46 @@ async def test_held_writes_for_which_a_queue_has_no_room_wait_for_it(tmp_path: P
         assert sorted(i for operation in two.applied for i in operation.ids) == sorted(fenced)
 
 
+async def test_writes_that_waited_for_the_old_owner_wait_for_room_at_the_new_one(
+    tmp_path: Path,
+) -> None:
+    """No fence has held them: the old owner refuses them when it has lost the slots already."""
+    async with rig(tmp_path, queue_operations=4) as router:
+        entry = await router.collection()
+        one, two = router.shards.values()
+        busy, refused = asyncio.Event(), asyncio.Event()
+        two.then("Apply", wait_for(busy))
+        ids = [ids_on(entry.slot_map, shard, 4) for shard in ("shard-1", "shard-2")]
+        moved = await router.move(entry, to="shard-2")
+        one.epochs[entry.id] = moved.slot_map.epoch
+        one.then("Apply", wait_for(refused))
+        writes = [
+            asyncio.create_task(router.writes.write(entry, an_add([i]), None, soon(5)))
+            for i in (*ids[0], *ids[1])
+        ]
+        await one.arrival("Apply")
+        await two.arrival("Apply")
+        refused.set()
+        queue = router.cluster.shard("shard-1").queue
+        while queue.operations:  # noqa: ASYNC110 - the queue has no event for it
+            await asyncio.sleep(0.001)
+        assert router.cluster.shard("shard-2").queue.operations == 4, "there is no room"
+        busy.set()
+        await asyncio.gather(*writes)
+        applied = [i for operation in two.applied for i in operation.ids]
+        assert sorted(applied) == sorted(ids[0] + ids[1])
+
+
+async def test_a_node_with_a_full_queue_is_given_its_ownership_later(tmp_path: Path) -> None:
+    async with rig(tmp_path, 1) as router:
+        entry = await router.collection()
+        (node,) = router.shards.values()
+        node.restart()
+        node.then("SetOwnership", Overloaded("scripted: full", retry_after=0.1))
+        await router.writes.write(entry, an_add(["a"]), None, soon())
+        assert len(node.applied) == 1
+
+
 @pytest.mark.parametrize("end", ["cancelled", "deadline"])
 async def test_a_held_write_that_ends_leaves_nothing_behind(tmp_path: Path, end: str) -> None:
     async with rig(tmp_path, 1) as router:
@@ -488,7 +528,8 @@ async def test_a_queue_that_is_full_for_the_repeat_does_not_hide_what_was_applie
             await gate.wait()
 
         two.then("SetOwnership", grant_waits)
-        write = asyncio.create_task(router.writes.write(entry, an_add(spread(entry)), None, soon()))
+        adding = router.writes.write(entry, an_add(spread(entry)), None, soon(1.0))
+        write = asyncio.create_task(adding)
         await granting.wait()
         hold = asyncio.Event()
         two.then("Apply", wait_for(hold))

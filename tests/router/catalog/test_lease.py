@@ -47,6 +47,18 @@ async def test_it_is_taken_over_once_it_has_expired(one: Catalog, two: Catalog) 
     assert await one.moves.holder(TTL) == "b"
 
 
+async def test_a_clock_that_was_set_back_keeps_no_dead_movers_lease(
+    one: Catalog, two: Catalog
+) -> None:
+    first = await one.moves.acquire("a", 10**9, TTL)
+    assert first is not None
+    assert await two.moves.acquire("b", 10**9 - TTL, TTL) is None, "clocks may differ a little"
+    second = await two.moves.acquire("b", 10**6, TTL)
+    assert second is not None
+    assert (second.holder, second.expires_at) == ("b", 10**6 + TTL)
+    assert second.token > first.token
+
+
 async def test_each_acquisition_of_ones_own_has_a_higher_token(one: Catalog) -> None:
     first = await leased(one)
     again = await leased(one)

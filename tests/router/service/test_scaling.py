@@ -31,7 +31,7 @@ from router.core.rebalance import MoveProgress
 from router.loads import LastHeard
 from router.planning import Planning
 from router.reaper import Reaper
-from router.service import newcomer
+from router.service import newcomer, scaling
 from router.service.cluster import ClusterService
 from router.service.scaling import ScalingService
 from router.supervisor_client import SupervisorClient
@@ -344,7 +344,18 @@ async def test_a_shard_that_answers_is_not_lost(tmp_path: Path) -> None:
         assert await here.names() == ["shard-1", "shard-2"]
 
 
-async def test_what_is_lost_is_told_before_and_after(tmp_path: Path) -> None:
+async def test_a_shard_that_is_just_being_started_again_is_not_lost(tmp_path: Path) -> None:
+    async with world(tmp_path) as here:
+        here.router.shards["shard-1"].then("GetShardStats", away(), away())
+        with pytest.raises(NotAllowed, match="is not lost"):
+            await here.remove("shard-1", force_lost=True)
+        assert await here.names() == ["shard-1", "shard-2"]
+
+
+async def test_what_is_lost_is_told_before_and_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scaling, "PROBE_SECONDS", 0.3)
     async with world(tmp_path) as here:
         papers = await here.router.collection(name="papers")
         notes = await here.router.collection("shard-2", name="notes")
@@ -354,7 +365,7 @@ async def test_what_is_lost_is_told_before_and_after(tmp_path: Path) -> None:
             holding = shard_pb2.HoldingStats(collection_id=papers.id, slots=512, records=77)
             return shard_pb2.GetShardStatsResponse(boot_id="b", holdings=[holding])
 
-        shard.then("GetShardStats", told, away(), away(), away(), away())
+        shard.then("GetShardStats", told, *(away() for _ in range(50)))
         unheard = await here.status.list_shards(cluster_pb2.ListShardsRequest(), FAR)
         assert unheard.shards[0].records == 77
         for dry_run in (True, False):
@@ -367,10 +378,13 @@ async def test_what_is_lost_is_told_before_and_after(tmp_path: Path) -> None:
         assert here.router.cluster.names == ("shard-2",)
 
 
-async def test_what_was_never_heard_is_not_told(tmp_path: Path) -> None:
+async def test_what_was_never_heard_is_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scaling, "PROBE_SECONDS", 0.3)
     async with world(tmp_path) as here:
         await here.router.collection()
-        here.router.shards["shard-1"].then("GetShardStats", away())
+        here.router.shards["shard-1"].then("GetShardStats", *(away() for _ in range(50)))
         (lost,) = await here.remove("shard-1", force_lost=True, dry_run=True)
         assert (lost.slots, lost.HasField("records")) == (512, False)
         assert await here.names() == ["shard-1", "shard-2"]
