@@ -13,7 +13,8 @@ know the newest epoch and some an older one. Of each slot the claim at the highe
     target has acknowledged nothing at the new epoch; and the source still has every record, since
     it is trimmed only after both have learnt the switch.
   * The source alone has learnt it: nobody claims the slots at any epoch, which is a problem here.
-    (A mover tells the target first; only another router's message can come to the source before.)
+    (The mover tells both at one moment, so the target must have died in that moment and the catalog
+    been lost before it was back: restore a backup.)
 
 Holdings do not tell of fences. So every collection begins again one epoch above the highest that a
 node knows: each fence was for an epoch at most that high, and the new ownership lifts it. Nor can
