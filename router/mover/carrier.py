@@ -207,8 +207,8 @@ class Carrier:
 
     async def _fence(self, step: steps.Fence) -> steps.Transferred:
         self._drop_ahead()
-        # A definition that has changed since the run began is made known now: told together with the
-        # new epoch it would cost engine calls while clients wait.
+        # A definition that has changed since the run began is made known now: told together with
+        # the new epoch it would cost engine calls while clients wait.
         self._has_grant.clear()
         await self._granted(self.move.target)
         await self._granted(self.move.source)
