@@ -152,7 +152,7 @@ class Engine:
                 [
                     sys.executable, "-m", "shard_node.engine_process",
                     str(theirs.fileno()), str(os.getpid()), str(persist_path), str(cache_size),
-                    str(settings.reader_threads),
+                    str(settings.reader_threads + 1),  # and one for what the writer reads
                 ],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), *inherit),
@@ -241,6 +241,14 @@ class Engine:
         conditions = (where or None, where_document or None)
         found = await self._filtered(conditions, "get", physical, ids, *conditions, list(include))
         return Contents(*found)
+
+    async def get_in_turn(
+        self, physical: str, ids: list[str], *, include: Sequence[str]
+    ) -> Contents:
+        """As `get`, for the single writer within a turn, which all writes wait for: it does not
+        queue behind clients' reads. One such call at a time."""
+        arguments = (physical, ids, None, None, list(include))
+        return Contents(*await self._send("get", arguments, self._settings.read_seconds))
 
     async def matching(
         self, physical: str, ids: Sequence[str] | None, where: str, where_document: str

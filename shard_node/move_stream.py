@@ -19,7 +19,6 @@ from shard_node.capture_state import Capture, Change, DatedOutcome
 from shard_node.engine import Engine
 from shard_node.holdings import Holding
 from shard_node.reads import ANSWER_BYTES, pack_records
-from shard_node.record_index import RecordIndex
 from shard_node.state import State
 from shard_node.state_thread import in_writer
 
@@ -80,10 +79,11 @@ class _Items:
 
 
 class MoveStream:
-    """Reads chunks. Every call is within a turn of the single writer."""
+    """Reads chunks. Every call is within a turn of the single writer, for which all writes wait:
+    so nothing of it queues behind clients' reads, neither in the engine nor in the threads here."""
 
-    def __init__(self, engine: Engine, state: State, writer: Executor, index: RecordIndex) -> None:
-        self._engine, self._state, self._writer, self._index = engine, state, writer, index
+    def __init__(self, engine: Engine, state: State, writer: Executor) -> None:
+        self._engine, self._state, self._writer = engine, state, writer
 
     async def read(
         self, holding: Holding, capture: Capture, request: shard_pb2.ReadMoveRequest
@@ -109,7 +109,7 @@ class MoveStream:
         if request.compare and response.caught_up:
             left = _Items(request.max_records, items.max_bytes - items.size, one=not items.ids)
             await self._compare(holding, capture, request, left, chunk, response)
-        response.chunk = await self._index.run(_packed, chunk, items)
+        response.chunk = await self._in_writer(_packed, chunk, items)
         return response
 
     # ------------------------------------------------------------------------------ parts
@@ -218,14 +218,14 @@ class MoveStream:
     async def _contents(self, holding: Holding, ids: list[str]) -> dict[str, bytes]:
         if not ids:
             return {}
-        found = await self._engine.get(holding.physical, ids, include=EVERYTHING)
+        found = await self._engine.get_in_turn(holding.physical, ids, include=EVERYTHING)
         if len(found.ids) != len(ids):
             missing = next(iter(set(ids).difference(found.ids)))
             raise InternalFailure(
                 f"collection {holding.row.id}: the engine has no record {missing[:100]!r}, but the"
                 " node's tables have it: restore the shard's directory from a snapshot"
             )
-        return await self._index.run(pack_records, found)
+        return await self._in_writer(pack_records, found)
 
     async def _in_writer(self, work: Callable[..., _T], *arguments: object) -> _T:
         return await in_writer(self._writer, work, *arguments)

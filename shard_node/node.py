@@ -246,7 +246,7 @@ class Node:
         reads = Reads(engine, self._index, holdings)
         queries = Queries(self.shard, engine, self._index, holdings, reads)
         token = await MoveToken.load(self._state, self._writer)
-        stream = MoveStream(engine, self._state, self._writer, self._index)
+        stream = MoveStream(engine, self._state, self._writer)
         source = MoveSource(
             self._state, self._writer, holdings, token, stream, committer.batches.settle
         )

@@ -151,6 +151,8 @@ class Queries:
         done: dict[int, list[Scored]] = {}
         unsure = list(range(len(search.embeddings)))
         n, owned_records = search.n, search.holding.owned_records(search.grant)
+        if not owned_records:  # the last of them went while the engine was asked for all
+            return [[] for _ in search.embeddings]
         fraction = owned_records / search.holding.total
         k = math.ceil((n + 2.5 * math.sqrt(n * (1 - fraction)) + 1) / fraction)
         while unsure and k * len(unsure) <= _SCAN_COST * owned_records:
