@@ -91,6 +91,7 @@ class Batches:
         if staged is None:
             return
         holding, kind = staged.batch.holding, staged.batch.kind
+        holding.changed += len(staged.batch.rows)
         if kind is Kind.DELETE:
             holding.add((row.slot for row in staged.changed), -1)
         elif kind is not Kind.UPDATE:

@@ -67,6 +67,8 @@ class Holding:
     space: str = "l2"
     fences: dict[str, Fence] = field(default_factory=dict)
     total: int = field(init=False)
+    changed: int = 0
+    """How many records have been written or deleted since the engine began, each time counted."""
 
     def __post_init__(self) -> None:
         self.total = sum(self.counts)

@@ -18,6 +18,7 @@ from shard_node.holdings import Grant, Holding, Holdings
 from shard_node.nearest import ExactScan, Scored
 from shard_node.reads import ANSWER_BYTES, Reads, included, owned_by, pack_records
 from shard_node.record_index import RecordIndex
+from shard_node.selectivity import MAX_SCANNED, Selectivity
 
 _SCAN_COST = 6  # a record fetched by over-fetching costs about a sixth of one scanned
 _DIRECT_HITS = 5000  # more contents than the engine's variable limit allows are fetched apart
@@ -48,6 +49,7 @@ class Queries:
     ) -> None:
         self._shard, self._engine, self._index = shard, engine, index
         self._holdings, self._reads = holdings, reads
+        self._selectivity = Selectivity()
 
     async def query(self, request: shard_pb2.ShardQueryRequest) -> shard_pb2.ShardQueryResponse:
         """See the contract."""
@@ -86,11 +88,16 @@ class Queries:
             return answer.empty(len(request.embeddings))
         include = included(request.include)
         try:
-            if self._is_free(search) and search.n * len(search.embeddings) <= _DIRECT_HITS:
-                nearest = await self._ask(search, search.embeddings, search.n, include)
-                if _all_owned(search.grant, nearest):
-                    return await self._index.run(answer.direct, nearest)
-            scored = await self._scored(search)
+            few = await self._few(search)
+            if few is not None:
+                scored = await self._scan_ids(search, search.embeddings, few)
+            else:
+                direct = search.n * len(search.embeddings) <= _DIRECT_HITS
+                if direct and self._is_free(search):
+                    nearest = await self._ask(search, search.embeddings, search.n, include)
+                    if _all_owned(search.grant, nearest):
+                        return await self._index.run(answer.direct, nearest)
+                scored = await self._scored(search)
         except EngineRefused as refused:
             chosen = search.ids is not None or search.filter.where or search.filter.where_document
             if chosen and refused.kind == "InternalError" and not last:
@@ -137,6 +144,23 @@ class Queries:
             include,
         )  # fmt: skip
 
+    async def _few(self, search: _Search) -> list[str] | None:
+        """The owned records that a condition holds for, if they are few enough to scan them: the
+        answer is exact then, and comes sooner. None: they are not, or there is no condition, or ids
+        have been chosen besides (then they are scanned anyway)."""
+        wanted, holding, grant = search.filter, search.holding, search.grant
+        if search.ids is not None or not (wanted.where or wanted.where_document):
+            return None
+        if self._selectivity.is_broad(holding, grant, wanted):
+            return None
+        changed = holding.changed
+        ids = await self._reads.matching(holding, grant, wanted)
+        assert ids is not None
+        if len(ids) <= MAX_SCANNED:
+            return ids
+        self._selectivity.note(holding, grant, wanted, changed, len(ids))
+        return None
+
     async def _scored(self, search: _Search) -> list[list[Scored]]:
         """The owned hits of each embedding, nearest first."""
         if self._is_free(search):
@@ -180,9 +204,15 @@ class Queries:
             keep = owned_by(search.grant)
             keys = await self._index.page(holding.row.number, None, holding.total, keep)
             ids = [record_id for _, record_id in keys]
+        return await self._scan_ids(search, embeddings, ids)
+
+    async def _scan_ids(
+        self, search: _Search, embeddings: list[bytes], ids: Sequence[str]
+    ) -> list[list[Scored]]:
+        holding = search.holding
         scan = ExactScan(embeddings, search.n, holding.space)
         for start in range(0, len(ids), _SCAN_CHUNK):
-            chunk = ids[start : start + _SCAN_CHUNK]
+            chunk = list(ids[start : start + _SCAN_CHUNK])
             found = await self._engine.get(holding.physical, chunk, include=["embeddings"])
             await self._index.run(_add_chunk, scan, found)
         return scan.best()
