@@ -28,7 +28,10 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A MoveChunk; `rows` go with `records`. The cursors are serialized, equal if they are."""
+    """A MoveChunk; `rows` go with `records`. The cursors are serialized, equal if they are.
+
+    `fenced`: clients' writes are held until it is applied.
+    """
 
     begin: bytes
     end: bytes
@@ -37,6 +40,7 @@ class Chunk:
     removed: list[str]
     outcomes: list[Outcome]
     comparison: Comparison | None
+    fenced: bool
 
     @property
     def ids(self) -> list[str]:
@@ -63,6 +67,7 @@ class Chunk:
             wire.end.SerializeToString(deterministic=True),
             records, rows, removed, _outcomes(wire.outcomes, slots),
             _comparison(wire.comparison, slots) if wire.HasField("comparison") else None,
+            wire.fenced,
         )  # fmt: skip
         if chunk.begin == chunk.end and (chunk.ids or chunk.outcomes):
             # Of a repeat it could not be told that it is one: outcomes would be taken in twice.

@@ -33,7 +33,8 @@ _SWEPT_AT_ONCE = 5000
 
 class MoveSource:
     """The moves away from one incarnation's shard. Every method is a turn of the single writer,
-    but for `fence_reads`. Each raises Stale (STALE_TOKEN) for a mover that was replaced."""
+    but for `is_fenced` and `fence_reads`. Each that changes or reads something raises Stale
+    (STALE_TOKEN) for a mover that was replaced."""
 
     def __init__(
         self,
@@ -71,6 +72,11 @@ class MoveSource:
         holding = await self._admit(move)
         capture = await self._capture(move, holding)
         return await self._stream.read(holding, capture, request)
+
+    def is_fenced(self, move: shard_pb2.MoveRef) -> bool:
+        """Whether clients may be held by a fence of this move. No turn."""
+        holding = self._holdings.live.get(move.collection_id)
+        return holding is not None and move.move_id in holding.fences
 
     async def fence(self, request: shard_pb2.FenceSlotsRequest) -> shard_pb2.FenceSlotsResponse:
         """See the contract. The fence stays if the tail cannot be read."""

@@ -22,7 +22,10 @@ class SourceCalls(Answering):
     ) -> shard_pb2.ReadMoveResponse:
         async def work() -> shard_pb2.ReadMoveResponse:
             now = self._node.incarnation()
-            return await now.applier.turn(lambda: now.source.read(request), background=True)
+            fenced = now.source.is_fenced(request.move)
+            return await now.applier.turn(
+                lambda: now.source.read(request), urgent=fenced, background=not fenced
+            )
 
         return await self._answer(context, work())
 

@@ -102,7 +102,9 @@ class MoveStream:
         if not end.copy_done:
             await self._copy(holding, capture, end, items)
         no_change_left = end.copy_done and await self._changes(holding, capture, end, items)
-        chunk = shard_pb2.MoveChunk(begin=request.begin, end=end, outcomes=outcomes)
+        chunk = shard_pb2.MoveChunk(
+            begin=request.begin, end=end, outcomes=outcomes, fenced=capture.move in holding.fences
+        )
         response = shard_pb2.ReadMoveResponse(
             end=end, items=len(items.ids), caught_up=no_change_left and no_outcome_left
         )

@@ -3,7 +3,8 @@
 Everything here is about slots that the node does not own, so that no read sees it and no client
 writes there. What changes anything is a turn of the single writer, in the background lane where
 there may be many, and each turn looks anew at token, ownership and cursor: a mover that has been
-replaced meanwhile, or an ownership that has come, ends the call between two turns.
+replaced meanwhile, or an ownership that has come, ends the call between two turns. Only the rest of
+a stream that is fenced goes before clients' writes, since it holds some up.
 """
 
 import asyncio
@@ -91,7 +92,7 @@ class MoveTarget:
         brought; outcomes that an older move has left are forgotten on the way."""
         move = MoveRef.of(request.move)
         async with self._one_call():
-            arrival = await self._applier.turn(partial(self._begin, move, afresh=request.afresh))
+            arrival = await self._at_once(partial(self._begin, move, afresh=request.afresh))
             if not arrival.ready and await self._forget_outcomes(move):
                 arrival = replace(arrival, ready=True)
         applied = shard_pb2.MoveCursor.FromString(arrival.cursor)
@@ -127,7 +128,10 @@ class MoveTarget:
         move = MoveRef.of(request.move)
         async with self._one_call():
             chunk = await self._index.run(Chunk.parse, request.chunk, move.slots)
-            applying = await self._in_background(partial(self._first, move, chunk))
+            if chunk.fenced:  # in one turn: between two, others' writes would have theirs
+                applying = await self._at_once(partial(self._whole, move, chunk))
+            else:
+                applying = await self._in_background(partial(self._first, move, chunk))
             while applying.left:
                 await self._in_background(partial(self._next, move, chunk, applying))
             differences = Differences()
@@ -150,6 +154,12 @@ class MoveTarget:
         present = await self._look(arrival_state.present, holding.row.number, chunk.ids)
         applying = _Applying(holding, _batches(move, chunk, holding, present, self._most_rows))
         await self._commit_next(applying)
+        return applying
+
+    async def _whole(self, move: MoveRef, chunk: Chunk) -> _Applying:
+        applying = await self._first(move, chunk)
+        while applying.left:
+            await self._commit_next(applying)
         return applying
 
     async def _next(self, move: MoveRef, chunk: Chunk, applying: _Applying) -> None:
@@ -303,6 +313,9 @@ class MoveTarget:
         if self._applier.queued_operations <= _OWN_TURN:
             return _ROWS_ADDED
         return min(_ROWS_ADDED, self._limits.rows_for(dimension))
+
+    async def _at_once(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        return await self._applier.turn(work, urgent=True)
 
     async def _in_background(self, work: Callable[[], Awaitable[_T]]) -> _T:
         return await self._applier.turn(work, background=True)

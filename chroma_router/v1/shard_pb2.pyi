@@ -383,7 +383,7 @@ class MoveComparison(_message.Message):
     def __init__(self, after: _Optional[_Union[Position, _Mapping]] = ..., upto: _Optional[_Union[Position, _Mapping]] = ..., records: _Optional[_Iterable[bytes]] = ..., sequences: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class MoveChunk(_message.Message):
-    __slots__ = ("begin", "end", "records", "sequences", "removed", "outcomes", "comparison")
+    __slots__ = ("begin", "end", "records", "sequences", "removed", "outcomes", "comparison", "fenced")
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
@@ -391,6 +391,7 @@ class MoveChunk(_message.Message):
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     COMPARISON_FIELD_NUMBER: _ClassVar[int]
+    FENCED_FIELD_NUMBER: _ClassVar[int]
     begin: MoveCursor
     end: MoveCursor
     records: _containers.RepeatedScalarFieldContainer[bytes]
@@ -398,7 +399,8 @@ class MoveChunk(_message.Message):
     removed: _containers.RepeatedScalarFieldContainer[str]
     outcomes: _containers.RepeatedCompositeFieldContainer[MovedOutcome]
     comparison: MoveComparison
-    def __init__(self, begin: _Optional[_Union[MoveCursor, _Mapping]] = ..., end: _Optional[_Union[MoveCursor, _Mapping]] = ..., records: _Optional[_Iterable[bytes]] = ..., sequences: _Optional[_Iterable[int]] = ..., removed: _Optional[_Iterable[str]] = ..., outcomes: _Optional[_Iterable[_Union[MovedOutcome, _Mapping]]] = ..., comparison: _Optional[_Union[MoveComparison, _Mapping]] = ...) -> None: ...
+    fenced: bool
+    def __init__(self, begin: _Optional[_Union[MoveCursor, _Mapping]] = ..., end: _Optional[_Union[MoveCursor, _Mapping]] = ..., records: _Optional[_Iterable[bytes]] = ..., sequences: _Optional[_Iterable[int]] = ..., removed: _Optional[_Iterable[str]] = ..., outcomes: _Optional[_Iterable[_Union[MovedOutcome, _Mapping]]] = ..., comparison: _Optional[_Union[MoveComparison, _Mapping]] = ..., fenced: _Optional[bool] = ...) -> None: ...
 
 class BeginCaptureRequest(_message.Message):
     __slots__ = ("move",)

@@ -236,7 +236,8 @@ class ShardServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReadMove(self, request, context):
-        """Source: reads the next chunk of the move's stream, in a turn of the single writer.
+        """Source: reads the next chunk of the move's stream, in a turn of the single writer: one that lets
+        clients' writes go first, unless the slots are fenced.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

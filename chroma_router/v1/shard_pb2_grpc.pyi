@@ -70,7 +70,9 @@ class ShardServiceStub:
     Source: from here on every record of the moving slots that changes is captured durably.
     """
     ReadMove: _grpc.UnaryUnaryMultiCallable[_shard_pb2.ReadMoveRequest, _shard_pb2.ReadMoveResponse]
-    """Source: reads the next chunk of the move's stream, in a turn of the single writer."""
+    """Source: reads the next chunk of the move's stream, in a turn of the single writer: one that lets
+    clients' writes go first, unless the slots are fenced.
+    """
     FenceSlots: _grpc.UnaryUnaryMultiCallable[_shard_pb2.FenceSlotsRequest, _shard_pb2.FenceSlotsResponse]
     """Source: refuses writes to the moving slots from here on (ABORTED, reason SLOTS_FENCED), durably,
     and reads the rest of the stream in the same turn. A node that begins anew refuses reads of the
@@ -139,7 +141,9 @@ class ShardServiceAsyncStub(ShardServiceStub):
     Source: from here on every record of the moving slots that changes is captured durably.
     """
     ReadMove: _aio.UnaryUnaryMultiCallable[_shard_pb2.ReadMoveRequest, _shard_pb2.ReadMoveResponse]  # type: ignore[assignment]
-    """Source: reads the next chunk of the move's stream, in a turn of the single writer."""
+    """Source: reads the next chunk of the move's stream, in a turn of the single writer: one that lets
+    clients' writes go first, unless the slots are fenced.
+    """
     FenceSlots: _aio.UnaryUnaryMultiCallable[_shard_pb2.FenceSlotsRequest, _shard_pb2.FenceSlotsResponse]  # type: ignore[assignment]
     """Source: refuses writes to the moving slots from here on (ABORTED, reason SLOTS_FENCED), durably,
     and reads the rest of the stream in the same turn. A node that begins anew refuses reads of the
@@ -277,7 +281,9 @@ class ShardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _shard_pb2.ReadMoveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_shard_pb2.ReadMoveResponse, _abc.Awaitable[_shard_pb2.ReadMoveResponse]]:
-        """Source: reads the next chunk of the move's stream, in a turn of the single writer."""
+        """Source: reads the next chunk of the move's stream, in a turn of the single writer: one that lets
+        clients' writes go first, unless the slots are fenced.
+        """
 
     @_abc_1.abstractmethod
     def FenceSlots(

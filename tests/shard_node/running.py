@@ -140,6 +140,13 @@ class Node:
                     raise
                 time.sleep(0.02)
 
+    def until_queued(self, operations: int) -> None:
+        """Until so many wait for the writer, or are under way."""
+        queued = -1
+        while queued != operations:
+            stats = self.call("GetShardStats", shard_pb2.GetShardStatsRequest())
+            queued = stats.queued_operations
+
     def collection(
         self, collection_id: str = "", space: str = "l2", **changes: Any
     ) -> "CollectionCalls":

@@ -4,11 +4,13 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from chroma_router.v1 import shard_pb2
 from chroma_router.wire.errors import ClusterError, NotAllowed, Reason, Stale
+from shard_node.service import ShardService
 from tests.shard_node.leaving import Leaving
 from tests.shard_node.moving import EVEN, ODD, names
 from tests.shard_node.running import (
@@ -132,11 +134,30 @@ def test_the_tail_is_read_in_the_turn_of_the_fence(node: Node) -> None:
     docs = filled(node)
     move = captured(docs)
     docs.write(DELETE, HERE[0])
+    before = move.read(max_records=1)
     tail = move.fence(max_records=2).tail
     assert (tail.items, tail.caught_up) == (2, False)
     move.cursor = tail.end
     rest = move.read()
     assert (rest.items, rest.caught_up) == (len(HERE) - 2, True)
+    chunks = [shard_pb2.MoveChunk.FromString(part.chunk) for part in (before, tail, rest)]
+    assert [chunk.fenced for chunk in chunks] == [False, True, True]
+
+
+@pytest.mark.parametrize("fenced", [False, True])
+async def test_the_rest_of_the_tail_goes_before_what_waits(fenced: bool) -> None:
+    lanes: list[set[str]] = []
+
+    async def turn(_: object, **lane: bool) -> shard_pb2.ReadMoveResponse:
+        lanes.append({name for name, chosen in lane.items() if chosen})
+        return shard_pb2.ReadMoveResponse()
+
+    now = Mock()
+    now.applier.turn, now.source.is_fenced.return_value = turn, fenced
+    node = Mock(**{"incarnation.return_value": now})
+    context = Mock(**{"time_remaining.return_value": None})
+    await ShardService(node, Mock()).ReadMove(shard_pb2.ReadMoveRequest(), context)
+    assert lanes == [{"urgent" if fenced else "background"}]
 
 
 @pytest.mark.parametrize("how", ["kill", "stop", "engine"])
@@ -234,14 +255,6 @@ def test_fences_that_are_not_to_be_had(node: Node) -> None:
 # ------------------------------------------------------------------------------------ epochs
 
 
-def until_queued(node: Node, operations: int) -> None:
-    """Until so many wait, or are under way."""
-    queued = -1
-    while queued != operations:
-        stats = node.call("GetShardStats", shard_pb2.GetShardStatsRequest())
-        queued = stats.queued_operations
-
-
 def until_served(docs: CollectionCalls) -> None:
     """Until the node is at the epoch of these calls."""
     while True:
@@ -263,7 +276,7 @@ def test_a_new_epoch_is_served_at_once_and_written_when_it_is_durable(mine: Node
     waiting = mine.stub.Apply.future(
         shard_pb2.ApplyRequest(operations=[docs.operation(DELETE, [THERE[0]])]), timeout=30
     )
-    until_queued(mine, 2)
+    mine.until_queued(2)
     owning = mine.stub.SetOwnership.future(docs.ownership(ODD, epoch=2, only=True), timeout=30)
     new = CollectionCalls(mine, docs.id, epoch=2)
     until_served(new)
@@ -292,16 +305,16 @@ def test_an_epoch_that_is_not_durable_is_not_written_at(mine: Node) -> None:
     under_way = mine.stub.Apply.future(
         shard_pb2.ApplyRequest(operations=[docs.operation(ADD, [row("under way")])]), timeout=30
     )
-    until_queued(mine, 1)
+    mine.until_queued(1)
     owning = mine.stub.SetOwnership.future(docs.ownership(ODD, epoch=2, only=True), timeout=30)
     new = CollectionCalls(mine, docs.id, epoch=2)
     until_served(new)
     owning.cancel()
-    until_queued(mine, 1)  # the node has noticed that nobody waits for the turn
+    mine.until_queued(1)  # the node has noticed that nobody waits for the turn
     written = mine.stub.Apply.future(
         shard_pb2.ApplyRequest(operations=[new.operation(DELETE, [THERE[1]])]), timeout=30
     )
-    until_queued(mine, 2)
+    mine.until_queued(2)
     engine.send_signal(signal.SIGCONT)
     under_way.result()
     (result,) = written.result().results
@@ -376,7 +389,7 @@ def test_fences_and_captures_begin_in_bounded_time_whatever_is_queued(mine: Node
     ]
     docs.own(ALL_SLOTS)
     many = mine.stub.Apply.future(shard_pb2.ApplyRequest(operations=operations), timeout=60)
-    until_queued(mine, len(operations))
+    mine.until_queued(len(operations))
     move.fence()
     assert not many.done()
     refused = [result.refused_reason for result in many.result().results]

@@ -26,6 +26,7 @@ from tests.shard_node.running import (
     ALL_SLOTS,
     DELETE,
     SECONDS,
+    UPSERT,
     CollectionCalls,
     Node,
     Row,
@@ -278,6 +279,25 @@ def test_clients_write_between_the_engine_calls_of_a_chunk(
     assert docs.ids() == mine[:written]
     docs.own(ALL_SLOTS, epoch=2)
     assert docs.count() == 1500 + written
+
+
+def test_what_is_left_under_a_fence_goes_before_what_waits(
+    docs: CollectionCalls, move: Moving
+) -> None:
+    wide = floats(*range(384))  # of which a group has 100 at most
+    brought = [Row(i, wide) for i in names(450)]
+    move.bring(*brought)
+    waiting = [
+        docs.operation(UPSERT, [Row(i, wide) for i in names(50, ODD, f"q{call}-")])
+        for call in range(60)
+    ]
+    many = docs.node.stub.Apply.future(shard_pb2.ApplyRequest(operations=waiting), timeout=SECONDS)
+    docs.node.until_queued(len(waiting))
+    before = docs.count()
+    move.bring(*brought, fenced=True)  # ten calls of the engine, between which nothing is written
+    between = docs.count() - before
+    assert between <= 700, f"{between} records were written meanwhile"
+    assert all(not result.refused_reason for result in many.result().results)
 
 
 # ------------------------------------------------------------------------------------ outcomes

@@ -18,7 +18,7 @@ OWNED, BROUGHT = slot_of(names(1, ODD)[0]), names(1, EVEN)[0]
 
 
 class BusyEngine:
-    """While it searches, a move brings a record, and a client deletes the only one that is owned."""
+    """While it searches, a move brings a record, and a client deletes the only owned one."""
 
     def __init__(self, holding: Holding) -> None:
         self.holding = holding
