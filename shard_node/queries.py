@@ -9,6 +9,7 @@ exactly. The rules and their constants are measured (docs/adr/0003).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from chroma_router.v1 import shard_pb2, types_pb2
 from chroma_router.wire.errors import InvalidRequest, NotFound, Overloaded, Reason
@@ -24,9 +25,13 @@ _SCAN_COST = 6  # a record fetched by over-fetching costs about a sixth of one s
 _DIRECT_HITS = 5000  # more contents than the engine's variable limit allows are fetched apart
 _ENGINE_IDS = range(300, 30_000)  # fewer are scanned sooner, and exactly; more it cannot take
 _SCAN_CHUNK = 1000
+_MOST_OVERFETCHED = 3  # times what is wanted; beyond that, contents would be fetched in vain
 _ATTEMPTS = 3  # against records that vanish between finding and fetching
 _HIT_BYTES = 24
 _SHOWN_IDS, _SHOWN_CHARACTERS = 10, 40  # of an error's text, which travels in headers
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +97,9 @@ class Queries:
             if few is not None:
                 scored = await self._scan_ids(search, search.embeddings, few)
             else:
-                direct = search.n * len(search.embeddings) <= _DIRECT_HITS
-                if direct and self._is_free(search):
-                    nearest = await self._ask(search, search.embeddings, search.n, include)
-                    if _all_owned(search.grant, nearest):
-                        return await self._index.run(answer.direct, nearest)
+                nearest = await self._with_contents(search, include)
+                if nearest is not None:
+                    return await self._index.run(answer.direct, nearest)
                 scored = await self._scored(search)
         except EngineRefused as refused:
             chosen = search.ids is not None or search.filter.where or search.filter.where_document
@@ -161,6 +164,30 @@ class Queries:
         self._selectivity.note(holding, grant, wanted, changed, len(ids))
         return None
 
+    async def _with_contents(self, search: _Search, include: Sequence[str]) -> Nearest | None:
+        """The nearest and their contents by one call of the engine; None: it takes more than one.
+
+        Where others than owned records are here it is asked for some more, once: while a move
+        brings or leaves a share of them, that is nearly always enough.
+        """
+        n, free = search.n, self._is_free(search)
+        if not free and search.ids is not None:
+            return None
+        k = n if free else self._enough(search)
+        if k > n * _MOST_OVERFETCHED or k * len(search.embeddings) > _DIRECT_HITS:
+            return None
+        nearest = await self._ask(search, search.embeddings, k, include)
+        if k == n:
+            return nearest if _all_owned(search.grant, nearest) else None
+        return _owned_of(nearest, search.grant, n)
+
+    @staticmethod
+    def _enough(search: _Search) -> int:
+        """For how many hits to ask so that most probably as many as are wanted are owned."""
+        n, owned_records = search.n, search.holding.owned_records(search.grant)
+        fraction = owned_records / search.holding.total if owned_records else 1.0
+        return math.ceil((n + 2.5 * math.sqrt(n * (1 - fraction)) + 1) / fraction)
+
     async def _scored(self, search: _Search) -> list[list[Scored]]:
         """The owned hits of each embedding, nearest first."""
         if self._is_free(search):
@@ -177,8 +204,7 @@ class Queries:
         n, owned_records = search.n, search.holding.owned_records(search.grant)
         if not owned_records:  # the last of them went while the engine was asked for all
             return [[] for _ in search.embeddings]
-        fraction = owned_records / search.holding.total
-        k = math.ceil((n + 2.5 * math.sqrt(n * (1 - fraction)) + 1) / fraction)
+        k = self._enough(search)
         while unsure and k * len(unsure) <= _SCAN_COST * owned_records:
             found = await self._ask(search, [search.embeddings[i] for i in unsure], k)
             for i, hits in zip(unsure, _scored_of(found), strict=True):
@@ -280,6 +306,26 @@ def _scored_of(found: Nearest) -> list[list[Scored]]:
         list(zip(distances, ids, strict=True))
         for distances, ids in zip(found.distances, found.ids, strict=True)
     ]
+
+
+def _owned_of(found: Nearest, grant: Grant, n: int) -> Nearest | None:
+    """The first `n` owned hits for each embedding, or None if there are too few for one."""
+    rows: list[list[int]] = []
+    for ids in found.ids:
+        owned = [at for at, record_id in enumerate(ids) if grant.owned[slot_of(record_id)]][:n]
+        if len(owned) < n:
+            return None
+        rows.append(owned)
+
+    def of(column: list[list[_T]] | None) -> list[list[_T]] | None:
+        if column is None:
+            return None
+        return [[row[at] for at in owned] for row, owned in zip(column, rows, strict=True)]
+
+    return Nearest(
+        of(found.ids) or [], of(found.embeddings), of(found.documents), of(found.uris),
+        of(found.metadatas), of(found.distances),
+    )  # fmt: skip
 
 
 def _all_owned(grant: Grant, found: Nearest) -> bool:
