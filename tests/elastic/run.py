@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import secrets
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from typing import Any
 
 from tests.elastic.corpus import Corpus, generated, packages
 from tests.elastic.kills import kill_rounds, plans
+from tests.elastic.operators import NotInTime
 from tests.elastic.steps import Step, bulk_rate, grow, shrink
 from tests.elastic.verdicts import (
     Verdict,
@@ -69,16 +71,21 @@ async def prove(options: Options) -> Outcome:
     """One run."""
     load = Load(options.rate, options.shared_rate)
     async with loaded_world(options.read(), load, options.seed) as world:
-        steps = await _under_load(world, options)
+        try:
+            steps, stuck = await _under_load(world, options)
+        except asyncio.CancelledError:
+            print(faults_text(world.record), flush=True)
+            raise
         records = await world.check_whole()
         operations = world.shared.check()
         verdicts = [
             *correctness(world.record),
             *of_steps(steps),
+            *stuck,
             *of_latency(world.record, BEFORE, [step.name for step in steps]),
         ]
         idle = None
-        if options.idle_copy:
+        if options.idle_copy and not stuck:
             idle, verdict = await _idle_copy(world, options)
             verdicts.append(verdict)
         logged = world.errors_logged()
@@ -93,7 +100,8 @@ async def prove(options: Options) -> Outcome:
     return Outcome(verdicts, report)
 
 
-async def _under_load(world: World, options: Options) -> list[Step]:
+async def _under_load(world: World, options: Options) -> tuple[list[Step], list[Verdict]]:
+    """The steps that were done, and the one that was not, which ends them."""
     workload, record = world.workload, world.record
     begun = time.monotonic()
     record.phase = "warm-up"
@@ -102,21 +110,27 @@ async def _under_load(world: World, options: Options) -> list[Step]:
     record.phase = BEFORE
     await asyncio.sleep(max(8.0, options.seconds / 6))
     workload.check_alive()
-    steps = []
+    steps: list[Step] = []
+    stuck: list[Verdict] = []
     for phase, change, shard in (
         ("2 -> 3", grow, "shard-3"),
         ("3 -> 4", grow, "shard-4"),
         ("drain shard-2", shrink, "shard-2"),
     ):
         record.phase = phase
-        steps.append(await change(world, shard))
-        workload.check_alive()
+        try:
+            steps.append(await change(world, shard))
+        except (AssertionError, NotInTime, subprocess.TimeoutExpired) as failure:
+            stuck.append(Verdict(f"{phase}: done", False, str(failure)))
+            break
+        finally:
+            workload.check_alive()
         print(_told(steps[-1]), flush=True)
     record.phase = "after"
     await asyncio.sleep(max(3.0, options.seconds - (time.monotonic() - begun)))
     record.phase = "end"
     await workload.stop()
-    return steps
+    return steps, stuck
 
 
 async def _idle_copy(world: World, options: Options) -> tuple[Step, Verdict]:

@@ -224,7 +224,7 @@ def run_to_the_end(work: Coroutine[Any, Any, R]) -> R:
 
     try:
         return asyncio.run(guarded())
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, KeyboardInterrupt):
         raise SystemExit("stopped") from None
 
 
