@@ -92,7 +92,7 @@ class Pace:
 
         `read_seconds` it took at the source, `apply_seconds` at the target. `p95` is the
         foreground's now, None if it has no traffic; `baseline` what it was in the calm, None if
-        that is not known: then half of the time is left to the foreground.
+        that is not known. While there is traffic at least half of the time is left to it.
         """
         if items < 0 or not (read_seconds >= 0 and apply_seconds >= 0):
             raise ValueError(
@@ -106,7 +106,7 @@ class Pace:
             self._adapt_chunk(items, apply_seconds, idle=p95 is None, suffers=suffers)
 
         pause = self._yielding
-        if p95 is not None and baseline is None:
+        if p95 is not None:  # half of the time is the foreground's in any case
             pause = max(pause, spent)
         slowest = max(items / MIN_RECORDS_PER_SECOND - spent, 0.0)
         pause = min(pause, slowest, MAX_PAUSE_SECONDS)

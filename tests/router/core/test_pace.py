@@ -110,11 +110,12 @@ def test_idle_it_copies_as_fast_as_it_can(per_record: float) -> None:
     )
 
 
-def test_traffic_that_does_not_suffer_makes_chunks_short_and_no_pauses() -> None:
+def test_traffic_that_does_not_suffer_has_half_of_the_time_and_short_chunks() -> None:
     cluster = Cluster(harm=0.2)
     pace = Pace()
     cluster.run(pace, 10)
-    assert pace.pause_seconds == 0
+    read = cluster.fixed / 2 + pace.chunk_records * cluster.per_record / 8
+    assert pace.pause_seconds == pytest.approx(read + cluster.applied(pace), rel=0.05)
     assert BUSY_APPLY_SECONDS / 2 <= cluster.applied(pace) <= BUSY_APPLY_SECONDS * 1.05
 
 
@@ -154,8 +155,7 @@ def test_after_a_burst_of_traffic_it_speeds_up_again() -> None:
     slow = cluster.run(pace, 10)
     cluster.harm = 0.1
     cluster.run(pace, 30)
-    assert pace.pause_seconds == 0
-    assert cluster.run(pace, 10) > 2 * slow
+    assert cluster.run(pace, 10) > 1.5 * slow
     cluster.traffic = False
     cluster.run(pace, 10)
     assert cluster.applied(pace) > IDLE_APPLY_SECONDS * 0.85
@@ -173,7 +173,9 @@ def test_a_rate_is_kept(cap: int, traffic: bool) -> None:
     cluster = Cluster(traffic=traffic)
     pace = Pace(cap)
     assert cluster.run(pace, 100) <= cap * 1.02 + 1
-    assert cluster.run(pace, 100) >= cap * 0.9
+    # Half of the time is the clients': so many a second it copies beside them, chunk by chunk.
+    most = 700 if traffic else cap
+    assert cluster.run(pace, 100) >= min(cap, most) * 0.9
 
 
 def test_another_rate_counts_from_the_next_chunk_on() -> None:
