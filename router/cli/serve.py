@@ -114,12 +114,6 @@ def up(
     Example:
       chroma-router up --shards 3 --data ./cluster
     """
-    import os
-
-    # Before gRPC is loaded. The supervisor serves over gRPC, and uvloop forks its children: gRPC's
-    # fork handlers crashed some of them (SIGSEGV) before they became what they are to be. Nobody
-    # uses gRPC in a fork here.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from chroma_router.wire.errors import ClusterError
     from router.settings import load_settings
     from router.supervisor.up import up as supervise

@@ -51,7 +51,8 @@ ALL_SLOTS = b"\xff" * 128
 OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
 _SERVICES = (records_pb2, catalog_pb2, cluster_pb2, shard_pb2)
-_NOT_CALLED = {"Reset"}
+# They would delete everything, or begin and end processes, rightly.
+_NOT_CALLED = {"Reset", "AddShard", "RemoveShard"}
 
 
 @dataclass(repr=False)
