@@ -8,6 +8,7 @@ import os
 import platform
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import grpc
 import structlog
@@ -120,80 +121,107 @@ async def _serve(
     stop: asyncio.Event,
     ready: Callable[[str, int], None],
 ) -> None:
-    limits = Limits()
     clock = SequenceClock()
     cluster = Cluster(catalog, settings, clock, tasks)
     cluster.connect(await catalog.shards())
     reaper = Reaper(catalog, cluster, tasks)
-    heard = LastHeard()
     supervisor = SupervisorClient(settings.supervisor) if settings.supervisor else None
     try:
         await cluster.check_catalog()
         cluster.watch()
         directory = Directory(catalog, cluster, tasks)
         await reaper.resume()
-        writes = WritePath(catalog, cluster, directory, clock, tasks)
-        foreground, samples = Foreground(), QuerySamples()
-        reads = RecordReads(directory, ReadPath(cluster, directory), limits, samples)
-        planning = Planning(catalog, cluster, heard)
-        mover = _mover(settings, catalog, cluster, directory, planning, foreground, samples)
-        gate, draining = Gate(settings.request_bytes), asyncio.Event()
-        records = RecordService(directory, writes, reads, limits)
-        server, health_servicer = _grpc_server(
-            settings,
-            gate,
-            StreamBounds.of(settings.request_bytes, settings.request_timeout_seconds, draining),
-            (
-                records,
-                ScanService(directory, reads, limits),
-                SearchService(directory, reads, limits),
-                BulkUpserts(
-                    records, directory, writes, gate, settings.request_timeout_seconds, draining
-                ),
-            ),
-            CatalogService(
-                catalog,
-                directory,
-                reaper,
-                tasks,
-                default_placement_shards=settings.default_placement_shards,
-            ),
-            (
-                ClusterService(
-                    catalog,
-                    cluster,
-                    directory,
-                    reaper,
-                    limits,
-                    heard,
-                    allow_reset=settings.allow_reset,
-                ),
-                ScalingService(
-                    catalog, cluster, directory, heard, planning, supervisor, mover.wake
-                ),
-            ),
-            foreground.add,
-        )
-        address = _bind(server, settings.listen)
-        await server.start()
-        moving = tasks.create_task(mover.run(), name="mover")
-        ready(address, len(cluster.names))
-        log.info("serving", grpc=address, shards=len(cluster.names))
-        await stop.wait()
-        log.info("draining", grace_seconds=settings.shutdown_grace_seconds)
-        draining.set()
-        await health_servicer.enter_graceful_shutdown()
-        await server.stop(settings.shutdown_grace_seconds)
-        mover.stop()
-        await asyncio.wait([moving], timeout=UNFENCE_SECONDS)
-        moving.cancel()
-        await asyncio.wait([moving])
+        parts = _Parts(settings, catalog, tasks, clock, cluster, reaper, directory, supervisor)
+        await _answer(parts, stop, ready)
     finally:
         reaper.stop()
         await cluster.drain(settings.shutdown_grace_seconds)
         if supervisor is not None:
             await supervisor.close()
     log.info("stopped")
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What lives as long as the router, and what its services are made of."""
+
+    settings: RouterSettings
+    catalog: Catalog
+    tasks: asyncio.TaskGroup
+    clock: SequenceClock
+    cluster: Cluster
+    reaper: Reaper
+    directory: Directory
+    supervisor: SupervisorClient | None
+
+
+async def _answer(parts: _Parts, stop: asyncio.Event, ready: Callable[[str, int], None]) -> None:
+    """Answers calls and moves slots until it is to stop; then both end in order."""
+    settings, draining = parts.settings, asyncio.Event()
+    server, health_servicer, mover = _services(parts, draining)
+    address = _bind(server, settings.listen)
+    await server.start()
+    moving = parts.tasks.create_task(mover.run(), name="mover")
+    ready(address, len(parts.cluster.names))
+    log.info("serving", grpc=address, shards=len(parts.cluster.names))
+    await stop.wait()
+    log.info("draining", grace_seconds=settings.shutdown_grace_seconds)
+    draining.set()
+    await health_servicer.enter_graceful_shutdown()
+    await server.stop(settings.shutdown_grace_seconds)
+    mover.stop()
+    await asyncio.wait([moving], timeout=UNFENCE_SECONDS)
+    moving.cancel()
+    await asyncio.wait([moving])
+
+
+def _services(
+    parts: _Parts, draining: asyncio.Event
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer, Mover]:
+    """The server with all its services, its health, and the mover that they wake."""
+    settings, catalog, cluster = parts.settings, parts.catalog, parts.cluster
+    directory, limits, heard = parts.directory, Limits(), LastHeard()
+    writes = WritePath(catalog, cluster, directory, parts.clock, parts.tasks)
+    foreground, samples = Foreground(), QuerySamples()
+    reads = RecordReads(directory, ReadPath(cluster, directory), limits, samples)
+    planning = Planning(catalog, cluster, heard)
+    mover = _mover(settings, catalog, cluster, directory, planning, foreground, samples)
+    gate, timeout = Gate(settings.request_bytes), settings.request_timeout_seconds
+    records = RecordService(directory, writes, reads, limits)
+    server, health_servicer = _grpc_server(
+        settings,
+        gate,
+        StreamBounds.of(settings.request_bytes, timeout, draining),
+        (
+            records,
+            ScanService(directory, reads, limits),
+            SearchService(directory, reads, limits),
+            BulkUpserts(records, directory, writes, gate, timeout, draining),
+        ),
+        CatalogService(
+            catalog,
+            directory,
+            parts.reaper,
+            parts.tasks,
+            default_placement_shards=settings.default_placement_shards,
+        ),
+        (
+            ClusterService(
+                catalog,
+                cluster,
+                directory,
+                parts.reaper,
+                limits,
+                heard,
+                allow_reset=settings.allow_reset,
+            ),
+            ScalingService(
+                catalog, cluster, directory, heard, planning, parts.supervisor, mover.wake
+            ),
+        ),
+        foreground.add,
+    )
+    return server, health_servicer, mover
 
 
 def _mover(

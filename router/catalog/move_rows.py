@@ -23,10 +23,7 @@ KEPT = 20
 
 _REBALANCE = tuple(f.name for f in dataclasses.fields(Rebalance))
 _MOVE = tuple(f.name for f in dataclasses.fields(Move))
-# A move has a problem of its own, which is why it was cancelled.
-_PROGRESS = tuple(
-    "progress_problem" if f.name == "problem" else f.name for f in dataclasses.fields(MoveProgress)
-)
+_PROGRESS = tuple(f.name for f in dataclasses.fields(MoveProgress))
 
 _SELECT_REBALANCE = f"SELECT {', '.join(_REBALANCE)} FROM rebalances"
 _INSERT_REBALANCE = (

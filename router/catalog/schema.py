@@ -126,7 +126,6 @@ CREATE TABLE moves (
     copy_microseconds        INTEGER NOT NULL DEFAULT 0,
     write_pause_microseconds INTEGER NOT NULL DEFAULT 0,
     read_pause_microseconds  INTEGER NOT NULL DEFAULT 0,
-    progress_problem         TEXT NOT NULL DEFAULT '',
     UNIQUE (rebalance_id, number)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE lease (

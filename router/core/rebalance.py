@@ -72,5 +72,3 @@ class MoveProgress:
     write_pause_microseconds: int = 0
     """For how long writes to its slots were held at the switch."""
     read_pause_microseconds: int = 0
-    problem: str = ""
-    """What stands in its way at this moment."""

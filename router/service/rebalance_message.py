@@ -155,5 +155,5 @@ def _move(move: Move, progress: MoveProgress, names: Mapping[str, str]) -> clust
         write_pause_microseconds=progress.write_pause_microseconds,
         read_pause_microseconds=progress.read_pause_microseconds,
         copy_microseconds=progress.copy_microseconds,
-        problem=move.problem or progress.problem,
+        problem=move.problem,
     )

@@ -341,7 +341,7 @@ async def test_progress_is_kept(catalog: Catalog) -> None:
     begun, (move,) = await _begun(catalog, await _made(catalog))
     lease = await leased(catalog)
     before = await catalog.revision()
-    progress = MoveProgress(1, 2, 3, 4, 5, 6, "it is slow")
+    progress = MoveProgress(1, 2, 3, 4, 5, 6)
     await catalog.moves.note(lease, move.id, progress)
     assert await catalog.revision() == before
     assert await catalog.moves.running() == (begun, [(move, progress)])
